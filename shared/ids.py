@@ -1,0 +1,79 @@
+"""Typed ids that speak: `job_…`, `evt_…`.  Made here, checked once at the door, opaque everywhere else."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import re
+import secrets
+import time
+from typing import Final, NewType
+
+JobId = NewType("JobId", str)
+CompletionId = NewType("CompletionId", str)
+EventId = NewType("EventId", str)
+DeliveryId = NewType("DeliveryId", str)
+RequestId = NewType("RequestId", str)
+TenantId = NewType("TenantId", str)
+
+_ALPHABET: Final = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's base 32: no i, l, o, u
+_TIME_CHARS: Final = 10  # 50 bits of unix milliseconds, enough until the year 37,000
+_RANDOM_CHARS: Final = 24  # 120 bits
+_ID: Final = re.compile(rf"[a-z]{{2,5}}_[{_ALPHABET}]{{{_TIME_CHARS + _RANDOM_CHARS}}}")
+
+
+def _base32(number: int, chars: int) -> str:
+    return "".join(_ALPHABET[(number >> (5 * place)) & 31] for place in reversed(range(chars)))
+
+
+def _number(text: str) -> int:
+    value = 0
+    for char in text:
+        value = (value << 5) | _ALPHABET.index(char)
+    return value
+
+
+def _new(prefix: str) -> str:
+    """Sorted by creation time in plain byte order, so that a list of ids is a list in time."""
+    now_ms = time.time_ns() // 1_000_000
+    return f"{prefix}_{_base32(now_ms, _TIME_CHARS)}{_base32(secrets.randbits(120), _RANDOM_CHARS)}"
+
+
+def new_job_id() -> JobId:
+    return JobId(_new("job"))
+
+
+def new_event_id() -> EventId:
+    return EventId(_new("evt"))
+
+
+def new_delivery_id() -> DeliveryId:
+    return DeliveryId(_new("dlv"))
+
+
+def new_request_id() -> RequestId:
+    return RequestId(_new("req"))
+
+
+def is_id(prefix: str, text: str) -> bool:
+    """Whether `text` has the shape of an id of this kind; says nothing of whether it exists."""
+    return text.startswith(prefix + "_") and _ID.fullmatch(text) is not None
+
+
+def completion_id(secret: bytes, job_id: JobId, pass_number: int, index: int) -> CompletionId:
+    """The id of one completion: where it lies, and 120 bits that only the holder of `secret` can make.
+
+    pass_number: 0 is the teacher's pass, 0 <= pass_number < 2**15.  index: 0 <= index < 2**35.
+    So a completion is found again by its id alone, without an index of a million entries."""
+    where = _base32(pass_number, 3) + _base32(index, 7)
+    mac = hmac.new(secret, f"{job_id}/{where}".encode(), hashlib.sha256).digest()
+    return CompletionId(f"cmp_{where}{_base32(int.from_bytes(mac[:15]), _RANDOM_CHARS)}")
+
+
+def locate_completion(secret: bytes, job_id: JobId, text: str) -> tuple[int, int] | None:
+    """(pass_number, index) of an id that `completion_id` made for this job, else None."""
+    if not is_id("cmp", text):
+        return None
+    pass_number, index = _number(text[4:7]), _number(text[7:14])
+    genuine = hmac.compare_digest(completion_id(secret, job_id, pass_number, index), text)
+    return (pass_number, index) if genuine else None

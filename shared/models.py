@@ -1,0 +1,306 @@
+"""The records of the domain: frozen values, stored as JSON by msgspec.  A changed job is a new value.
+
+Times are unix milliseconds (`*_at_ms`), money is whole nano-dollars (`*_nano`): exact in Python, JSON and Lua alike."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from typing import Any, Final, Literal, TypeAlias
+
+import msgspec
+
+from shared.ids import JobId, TenantId
+from shared.lifecycle import JobStatus, PausedReason, Stage
+
+JsonObject: TypeAlias = dict[str, Any]
+NANO: Final = 1_000_000_000  # nano-dollars in a dollar
+
+
+def usd(nano: int) -> str:
+    """Nano-dollars as the decimal string the API shows, without trailing zeros: 2_100_000 → "0.0021"."""
+    text = format(Decimal(nano) / NANO, "f")
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+class Record(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Base of every stored record."""
+
+
+# --- what the customer asked for -------------------------------------------------------------------------------------
+
+
+class Prompt(Record, frozen=True, kw_only=True):
+    """One question to the teacher.
+
+    messages: as Chat Completions takes them, system message included.  completion: an assistant message the caller
+    already has; not asked again.  reference: the right answer where it is known; lets graders score the teacher."""
+
+    messages: list[JsonObject]
+    key: str | None = None
+    tools: list[JsonObject] | None = None
+    response_format: JsonObject | None = None
+    completion: JsonObject | None = None
+    reference: str | None = None
+
+
+class Teacher(Record, frozen=True, kw_only=True):
+    provider: str
+    model: str
+    params: JsonObject = {}
+
+
+class Student(Record, frozen=True, kw_only=True):
+    """hyperparameters: n_epochs, batch_size, learning_rate_multiplier (and beta for dpo), each "auto" or a number."""
+
+    provider: str
+    model: str
+    method: Literal["supervised"] = "supervised"
+    hyperparameters: JsonObject = {}
+    suffix: str | None = None
+    seed: int | None = None
+
+
+class Curation(Record, frozen=True, kw_only=True):
+    """min_accepted: fewer kept completions fail the job.  max_output_chars: longer answers are `truncated`."""
+
+    min_accepted: int = 10
+    dedupe: bool = True
+    response_schema: JsonObject | None = None
+    max_output_chars: int | None = None
+
+
+class Split(Record, frozen=True, kw_only=True):
+    """Shares of the prompts, 0 <= share < 1; what is left is the training split."""
+
+    validation: float = 0.1
+    holdout: float = 0.2
+    seed: int = 0
+
+
+class Evaluation(Record, frozen=True, kw_only=True):
+    """graders: objects with a `type` (shared/graders.py).  min_score: a student below it gets a warning."""
+
+    graders: list[JsonObject] = msgspec.field(default_factory=lambda: [{"type": "text_similarity"}])
+    min_score: float | None = None
+
+
+class Budget(Record, frozen=True, kw_only=True):
+    max_cost_nano: int | None = None
+    on_limit: Literal["pause", "fail"] = "pause"
+
+
+class WebhookTarget(Record, frozen=True, kw_only=True):
+    """Where to tell of this job's events.  events: types as in docs; the default is what ends or stops a job."""
+
+    url: str
+    events: list[str]
+
+
+class JobSpec(Record, frozen=True, kw_only=True):
+    """A distillation request with its defaults filled in.  The prompts lie apart, in chunks."""
+
+    teacher: Teacher
+    students: list[Student]
+    source: Literal["inline"]
+    name: str | None = None
+    system_prompt: str | None = None
+    store: bool = False
+    metadata: dict[str, str] = {}
+    curation: Curation = Curation()
+    split: Split = Split()
+    evaluation: Evaluation = Evaluation()
+    budget: Budget = Budget()
+    deadline_seconds: int = 86_400
+    retention_days: int = 30
+    webhook: WebhookTarget | None = None
+
+
+# --- how far it has come ---------------------------------------------------------------------------------------------
+
+
+class ProviderAnswer(Record, frozen=True, kw_only=True):
+    """What a provider said when it failed us, without its message: that may carry a prompt or a key."""
+
+    status: int | None = None
+    code: str | None = None
+    request_id: str | None = None
+
+
+class JobError(Record, frozen=True, kw_only=True):
+    code: str
+    message: str
+    param: str | None = None
+    stage: Stage | None = None
+    retryable: bool = False
+    provider: ProviderAnswer | None = None
+
+
+class Advice(Record, frozen=True, kw_only=True):
+    """Something the customer should know that does not stop the job."""
+
+    code: str
+    message: str
+
+
+class FineTune(Record, frozen=True, kw_only=True):
+    """One student on its way.  `step` is written before each provider call, so a crash is always found half-way.
+
+    step: new → uploading → uploaded → intent → submitted → ended.
+    status, fine_tuned_model, …: the provider's words, as last seen.  intent_at_ms: when submission was first meant."""
+
+    step: Literal["new", "uploading", "uploaded", "intent", "submitted", "ended"] = "new"
+    training_file: str | None = None
+    validation_file: str | None = None
+    intent_at_ms: int | None = None
+    submissions: int = 0
+    fine_tuning_job_id: str | None = None
+    status: str | None = None
+    fine_tuned_model: str | None = None
+    shutdown_date: str | None = None
+    step_number: int | None = None
+    total_steps: int | None = None
+    trained_tokens: int | None = None
+    estimated_finish_at: int | None = None
+    ended_at_ms: int | None = None
+    last_event_id: str | None = None
+    error: JobError | None = None
+
+
+class Manifest(Record, frozen=True, kw_only=True):
+    """The identity of the curated dataset.  sha256: of the training split's JSONL, byte for byte."""
+
+    sha256: str
+    holdout_sha256: str
+    train: int
+    validation: int
+    holdout: int
+    rejected: dict[str, int]
+
+
+class Counters(Record, frozen=True, kw_only=True):
+    """settled = accepted + rejected + failed, of the teacher's completions.  possibly_billed: calls whose answer was
+    lost on the way (a crash, a broken connection) and that the provider may have billed all the same."""
+
+    prompts_total: int = 0
+    settled: int = 0
+    accepted: int = 0
+    rejected: int = 0
+    failed: int = 0
+    reused: int = 0
+    possibly_billed: int = 0
+    unpriced_calls: int = 0
+
+
+class Money(Record, frozen=True, kw_only=True):
+    """All in nano-dollars.  reserved: upper bounds of calls in flight.  unconfirmed: upper bounds of lost calls.
+    spent + reserved + unconfirmed never exceeds the limit."""
+
+    estimated_low_nano: int | None = None
+    estimated_high_nano: int | None = None
+    spent_nano: int = 0
+    reserved_nano: int = 0
+    unconfirmed_nano: int = 0
+    limit_nano: int | None = None
+
+
+class Job(Record, frozen=True, kw_only=True):
+    id: JobId
+    tenant: TenantId
+    spec: JobSpec
+    status: JobStatus
+    version: int
+    created_at_ms: int
+    stage: Stage | None = None
+    started_at_ms: int | None = None
+    finished_at_ms: int | None = None
+    deadline_at_ms: int | None = None
+    expires_at_ms: int | None = None
+    paused_reason: PausedReason | None = None
+    counters: Counters = Counters()
+    money: Money = Money()
+    fine_tunes: list[FineTune] = []
+    manifest: Manifest | None = None
+    warnings: list[Advice] = []
+    error: JobError | None = None
+    has_results: bool = False
+    retry_of: JobId | None = None
+    stage_attempts: int = 0
+
+
+class Event(Record, frozen=True, kw_only=True):
+    """One line of a job's history.  sequence: 1, 2, 3, … per job, assigned by the store."""
+
+    id: str
+    level: Literal["info", "warn", "error"]
+    type: Literal["status", "message", "metrics"]
+    message: str
+    created_at_ms: int
+    stage: Stage | None = None
+    data: JsonObject = {}
+    sequence: int = 0
+
+
+# --- completions -----------------------------------------------------------------------------------------------------
+
+
+class Usage(Record, frozen=True, kw_only=True):
+    """Tokens of one call, as the provider counted them."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+    reasoning_tokens: int = 0
+
+
+class StoredCompletion(Record, frozen=True, kw_only=True):
+    """One settled prompt of one pass.  raw: the provider's answer, every byte; None when there was none.
+
+    status: "answered", or "failed" with `error`.  reason: why curation cannot use the answer on its own (refused,
+    truncated, filtered, empty), judged on arrival; reasons that need the other completions come with curating."""
+
+    id: str
+    index: int
+    model: str
+    status: Literal["answered", "failed"]
+    created_at_ms: int
+    reason: str | None = None
+    raw: msgspec.Raw | None = None
+    usage: Usage | None = None
+    cost_nano: int | None = None
+    latency_ms: int | None = None
+    reused: bool = False
+    provider_request_id: str | None = None
+    error: JobError | None = None
+
+
+class Decision(Record, frozen=True, kw_only=True):
+    """What curating decided of one teacher completion."""
+
+    status: Literal["accepted", "rejected", "failed"]
+    split: Literal["train", "validation", "holdout"]
+    reason: str | None = None
+
+
+# --- webhooks --------------------------------------------------------------------------------------------------------
+
+
+class DeliveryAttempt(Record, frozen=True, kw_only=True):
+    at_ms: int
+    duration_ms: int
+    status: int | None = None
+    error: str | None = None
+
+
+class Delivery(Record, frozen=True, kw_only=True):
+    """One webhook on its way.  body: the exact JSON text that is signed and sent, the same at every attempt."""
+
+    id: str
+    job_id: JobId
+    tenant: TenantId
+    event_id: str
+    event_type: str
+    url: str
+    body: str
+    created_at_ms: int
+    status: Literal["pending", "delivered", "failed"] = "pending"
+    attempts: list[DeliveryAttempt] = []

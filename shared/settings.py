@@ -1,0 +1,178 @@
+"""Every setting, typed, with unit and default.  Built once, in api/app.py, worker/app.py and the CLI."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from ipaddress import IPv4Network, IPv6Network
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, model_validator
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+ENV_PREFIX = "DISTILL_"
+
+
+def _redis_url(url: str) -> str:
+    if not url.startswith(("redis://", "rediss://", "unix://")):
+        raise ValueError("must start with redis://, rediss:// or unix://")
+    return url
+
+
+class ProviderSettings(BaseModel):
+    """One OpenAI-compatible server, by the name that requests use.  A tenant picks it, never points it elsewhere."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    base_url: str = Field(description="root of its API, ending in /v1 or the like")
+    api_key: SecretStr | None = Field(None, description="sent as Bearer token")
+    api_key_file: Path | None = Field(None, description="file that holds the key; read at start")
+    prices: str | None = Field(None, description="price list to use: a genai-prices provider id; null means unpriced")
+    can_train: bool = Field(True, description="serves files and fine_tuning.jobs")
+    can_store: bool = Field(False, description="keeps completions asked with store: true, listable by metadata")
+    max_in_flight: int = Field(1000, ge=1, le=10_000, description="calls at once, per worker process")
+    requests_per_minute: int | None = Field(None, ge=1, description="shared by all workers; null: learned")
+    tokens_per_minute: int | None = Field(None, ge=1, description="shared by all workers; null: learned")
+    timeout_seconds: float = Field(120.0, gt=0, le=900, description="one completion, whole")
+    answer_max_bytes: int = Field(8_000_000, ge=10_000, description="a longer answer is refused, not read")
+    client: Literal["lean", "sdk"] = Field("lean", description="what sends completions: pyreqwest or the openai SDK")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _key_from_file(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("api_key_file") and not values.get("api_key"):
+            return values | {"api_key": Path(values["api_key_file"]).read_text(encoding="utf-8").strip()}
+        return values
+
+
+class SecretFiles(PydanticBaseSettingsSource):
+    """`DISTILL_<SETTING>_FILE` names a file whose content is the setting: how container secrets arrive."""
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
+        path = os.environ.get(f"{ENV_PREFIX}{field_name.upper()}_FILE")
+        return (Path(path).read_text(encoding="utf-8").strip() if path else None), field_name, False
+
+    def __call__(self) -> dict[str, Any]:
+        found = {name: self.get_field_value(field, name)[0] for name, field in self.settings_cls.model_fields.items()}
+        return {name: value for name, value in found.items() if value is not None}
+
+
+class Settings(BaseSettings):
+    """Read from DISTILL_… in the environment, DISTILL_…_FILE, and `.env`."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=ENV_PREFIX,
+        env_file=".env",
+        env_nested_delimiter="__",
+        frozen=True,
+        extra="ignore",
+        populate_by_name=True,
+    )
+
+    redis_url: Annotated[str, AfterValidator(_redis_url)] = Field(
+        description="redis://, rediss:// or unix:// address of the store; a wrong one is worse than none"
+    )
+    secret_key: SecretStr = Field(
+        min_length=32, description="signs webhooks, completion ids and the ledger; the same in every process"
+    )
+    admin_key: SecretStr | None = Field(None, min_length=20, description="API key with every scope, tenant `local`")
+
+    openai_api_key: SecretStr | None = Field(
+        None, validation_alias="OPENAI_API_KEY", description="makes a provider `openai` when set"
+    )
+    openai_base_url: str = Field(
+        "https://api.openai.com/v1", validation_alias="OPENAI_BASE_URL", description="of the provider `openai`"
+    )
+    providers: dict[str, ProviderSettings] = Field({}, description="further providers by name, as JSON or nested names")
+    providers_file: Path | None = Field(None, description="TOML file with one table per provider")
+    prices_file: Path | None = Field(None, description="TOML file with the operator's own prices per million tokens")
+
+    api_host: str = Field("127.0.0.1", description="address the API listens on")
+    api_port: int = Field(8600, ge=0, le=65535, description="port the API listens on")
+    public_url: str | None = Field(None, description="how clients reach the API; null: host and port")
+    body_max_bytes: int = Field(8_000_000, ge=1_000, description="largest JSON body")
+    inline_prompts_max: int = Field(1_000, ge=1, description="largest number of prompts in a request body")
+    prompt_max_chars: int = Field(400_000, ge=100, description="longest single prompt, all its messages together")
+
+    worker_threads: int = Field(8, ge=1, le=64, description="tasks at once, per worker process")
+    worker_max_in_flight: int = Field(200, ge=1, le=10_000, description="teacher calls at once, per worker process")
+    chunk_size: int = Field(100, ge=1, le=1_000, description="prompts leased together")
+    chunk_lease_seconds: float = Field(30.0, ge=1, le=600, description="a chunk is free again when nobody renews it")
+    lease_seconds: float = Field(30.0, ge=1, le=600, description="a job is free again when nobody renews it")
+    takeover_grace_seconds: float = Field(2.0, ge=0, le=60, description="wait for late answers before a takeover")
+    takeovers_max: int = Field(8, ge=1, description="takeovers of one job without progress before it fails")
+    sweep_interval_seconds: float = Field(1.0, gt=0, le=60, description="how often each worker looks for due rows")
+    sweep_grace_seconds: float = Field(5.0, ge=1, le=300, description="a due row is handed out once per this time")
+    shutdown_grace_seconds: float = Field(25.0, ge=0, le=300, description="SIGTERM waits for answers in flight")
+
+    completion_attempts_max: int = Field(8, ge=1, le=50, description="calls for one completion before it has failed")
+    retry_base_seconds: float = Field(0.5, gt=0, le=60, description="first back-off after a failed call")
+    retry_cap_seconds: float = Field(60.0, gt=0, le=600, description="longest back-off")
+    smoke_completions: int = Field(8, ge=0, le=100, description="tried before the rest is bought; 0: no trial")
+
+    poll_min_seconds: float = Field(1.0, gt=0, description="shortest wait between two looks at a fine-tune")
+    poll_max_seconds: float = Field(30.0, gt=0, description="longest wait between two looks at a fine-tune")
+    provider_timeout_seconds: float = Field(60.0, gt=0, le=600, description="files and fine-tuning requests")
+    unknown_outcome_wait_seconds: float = Field(
+        120.0, ge=0, description="how long an unanswered fine-tune submission is looked for before it is sent again"
+    )
+    fresh_model_wait_seconds: float = Field(600.0, ge=0, description="how long a new model may answer 404")
+    stage_attempts_max: int = Field(10, ge=1, description="provider failures in a row before a stage gives up")
+
+    webhook_timeout_seconds: float = Field(15.0, gt=0, le=60, description="one delivery attempt")
+    webhook_allow_http: bool = Field(False, description="also deliver to http:// addresses")
+    webhook_allow_networks: tuple[IPv4Network | IPv6Network, ...] = Field(
+        (), description="private networks that deliveries may reach, as CIDRs"
+    )
+    webhook_ports: tuple[int, ...] = Field((80, 443), description="ports deliveries may use; empty: any")
+
+    retention_days_max: int = Field(365, ge=1, description="longest `retention_days` a job may ask for")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severe line written")
+    log_format: Literal["json", "console"] = Field("json", description="json for machines, console for people")
+    data_dir: Path = Field(Path(".distillery"), description="embedded stack: store, keys and logs")
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return init_settings, env_settings, SecretFiles(settings_cls), dotenv_settings
+
+    @model_validator(mode="after")
+    def _providers_complete(self) -> Self:
+        """One table of providers, whatever they were read from: later sources win over the file."""
+        merged: dict[str, ProviderSettings] = {}
+        if self.openai_api_key is not None:
+            merged["openai"] = ProviderSettings(
+                base_url=self.openai_base_url, api_key=self.openai_api_key, prices="openai", can_store=True
+            )
+        if self.providers_file is not None:
+            tables = tomllib.loads(self.providers_file.read_text(encoding="utf-8"))
+            merged |= {name: ProviderSettings.model_validate(table) for name, table in tables.items()}
+        merged |= self.providers
+        object.__setattr__(self, "providers", merged)
+        return self
+
+    @property
+    def broker_url(self) -> str:
+        """The store's address in Celery's spelling."""
+        if self.redis_url.startswith("unix://"):
+            path, _, query = self.redis_url.removeprefix("unix://").partition("?")
+            database = query.partition("db=")[2] or "0"
+            return f"redis+socket://{path}?virtual_host={database}"
+        return self.redis_url
+
+    @property
+    def secret(self) -> bytes:
+        return self.secret_key.get_secret_value().encode()
+
+
+def load_settings() -> Settings:
+    """From the environment.  Raises pydantic's ValidationError, which names each wrong setting."""
+    return Settings()
