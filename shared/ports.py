@@ -1,0 +1,107 @@
+"""What the engine asks of a provider, and nothing more.  Adapters live in worker/providers, under the vendor's name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import msgspec
+
+from shared.models import JsonObject, Usage
+
+
+class CompletionRequest(msgspec.Struct, frozen=True):
+    """One Chat Completions call.  body: the JSON to send, `model` and `messages` included."""
+
+    body: JsonObject
+    timeout_seconds: float
+
+
+class Completion(msgspec.Struct, frozen=True):
+    """A usable answer.  raw: the body as it came, every byte."""
+
+    raw: bytes
+    message: JsonObject
+    finish_reason: str | None
+    usage: Usage
+    provider_request_id: str | None
+    latency_ms: int
+
+
+class TeacherPort(Protocol):
+    """Any model that answers prompts: the teacher, a base student, a distilled student, a judge."""
+
+    async def complete(self, request: CompletionRequest) -> Completion:
+        """One completion, asked once: no retry of its own.  Raises a `ProviderError`, which says whether to retry."""
+
+    async def close(self) -> None: ...
+
+
+class TrainingRequest(msgspec.Struct, frozen=True):
+    """metadata: carries our job id and student number, by which a lost submission is found again."""
+
+    model: str
+    training_file: str
+    validation_file: str | None
+    method: str
+    hyperparameters: JsonObject
+    suffix: str | None
+    seed: int | None
+    metadata: dict[str, str]
+
+
+class TrainingJob(msgspec.Struct, frozen=True):
+    """A fine-tuning job as the provider shows it.
+
+    state: what `status` means to us; an unknown status is `running`.  error_code: the provider's own, on failure."""
+
+    id: str
+    status: str
+    state: str
+    created_at: int
+    training_file: str | None
+    metadata: dict[str, str]
+    fine_tuned_model: str | None = None
+    trained_tokens: int | None = None
+    estimated_finish_at: int | None = None
+    error_code: str | None = None
+    error_param: str | None = None
+
+
+class TrainingEvent(msgspec.Struct, frozen=True):
+    id: str
+    created_at: int
+    level: str
+    message: str
+    type: str
+    data: JsonObject
+
+
+class Trainer(Protocol):
+    """Whoever turns a dataset and a base model into a fine-tuned model.  Every call is made once, without retries."""
+
+    async def find_file(self, filename: str) -> str | None:
+        """Id of the newest file of this name, or None."""
+
+    async def upload(self, path: Path, filename: str) -> str:
+        """Id of the stored training file."""
+
+    async def submit(self, request: TrainingRequest) -> TrainingJob: ...
+
+    async def find(self, metadata: dict[str, str], training_file: str, *, not_before: int) -> list[TrainingJob]:
+        """Jobs with this metadata or training file created at or after `not_before` (unix s), oldest first."""
+
+    async def poll(self, job_id: str) -> TrainingJob | None:
+        """The job as it stands, or None when the provider no longer knows it."""
+
+    async def cancel(self, job_id: str) -> None:
+        """Ask for the end of a job.  One that has ended already is no error."""
+
+    async def events(self, job_id: str, *, after: str | None) -> Sequence[TrainingEvent]:
+        """Events newer than the one with id `after`, oldest first."""
+
+    async def shutdown_date(self, model: str) -> str | None:
+        """Day on which the provider retires the model, "YYYY-MM-DD", or None.  Raises `ProviderModelMissing`."""
+
+    async def close(self) -> None: ...

@@ -1,0 +1,301 @@
+"""Job rows: acceptance, lease, changes, lists, events.  Rows are the truth; see keys.py for where they lie."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, TypeVar, cast
+
+import msgspec
+import redis.asyncio as redis
+
+from shared.errors import NotFound
+from shared.ids import DeliveryId, JobId, TenantId
+from shared.lifecycle import TERMINAL, JobStatus, PausedReason, Stage, sources
+from shared.models import (
+    Advice,
+    Counters,
+    Delivery,
+    Event,
+    FineTune,
+    Job,
+    JobError,
+    JobSpec,
+    JsonObject,
+    Manifest,
+    Money,
+)
+from shared.store import keys
+from shared.store.connection import Scripts, ask
+
+T = TypeVar("T")
+TEACHER: Final = "teacher"  # name of the pass in which the teacher answers
+
+
+@dataclass(frozen=True)
+class Lease:
+    """The right to move one job.  fence: grows with every claim; a change that carries an old one is refused."""
+
+    job_id: JobId
+    fence: int
+    takeovers: int
+
+
+@dataclass(frozen=True)
+class Change:
+    """What to write into a job's row, all or nothing.
+
+    set: row fields, as `row_fields` names them; None clears one.  status: the target of a move; the life-cycle table
+    decides whether it is allowed from where the job stands.  due_in_seconds: when to look next; None leaves it."""
+
+    set: Mapping[str, Any] = field(default_factory=dict)
+    status: JobStatus | None = None
+    events: Sequence[Event] = ()
+    deliveries: Sequence[Delivery] = ()
+    due_in_seconds: float | None = None
+    release: bool = False
+    progress: bool = False
+    results: JsonObject | None = None
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A change that was not made.  status: where the job stands now.  stale: the lease is another's by now."""
+
+    status: JobStatus
+    stale: bool
+
+
+_JSON_FIELDS: Final[Mapping[str, Any]] = {
+    "spec": JobSpec,
+    "fine_tunes": list[FineTune],
+    "manifest": Manifest,
+    "warnings": list[Advice],
+    "error": JobError,
+}
+_encode: Final = msgspec.json.encode
+_decoders: Final = {name: msgspec.json.Decoder(kind) for name, kind in _JSON_FIELDS.items()}
+
+
+def row_fields(values: Mapping[str, Any]) -> dict[str, str]:
+    """Values as the hash keeps them: JSON where they have structure, text else, empty for None."""
+    return {
+        name: "" if value is None else _encode(value).decode() if name in _JSON_FIELDS else str(value)
+        for name, value in values.items()
+    }
+
+
+def _job_of(job_id: JobId, row: Mapping[bytes, bytes], teacher: Mapping[bytes, bytes]) -> Job:
+    def text(name: str) -> str | None:
+        value = row.get(name.encode(), b"")
+        return value.decode() or None
+
+    def number(name: str) -> int | None:
+        value = text(name)
+        return None if value is None else int(value)
+
+    def parsed(name: str, default: T) -> T:
+        value = row.get(name.encode(), b"")
+        return cast("T", _decoders[name].decode(value)) if value else default
+
+    def tally(name: str) -> int:
+        return int(teacher.get(name.encode(), b"0"))
+
+    stage, paused = text("stage"), text("paused_reason")
+    return Job(
+        id=job_id,
+        tenant=TenantId(text("tenant") or ""),
+        spec=_decoders["spec"].decode(row[b"spec"]),
+        status=JobStatus(text("status") or ""),
+        version=number("version") or 0,
+        created_at_ms=number("created_at_ms") or 0,
+        stage=Stage(stage) if stage else None,
+        started_at_ms=number("started_at_ms"),
+        finished_at_ms=number("finished_at_ms"),
+        deadline_at_ms=number("deadline_at_ms"),
+        expires_at_ms=number("expires_at_ms"),
+        paused_reason=PausedReason(paused) if paused else None,
+        counters=Counters(
+            prompts_total=number("prompts_total") or 0,
+            settled=tally("settled"),
+            accepted=tally("accepted"),
+            rejected=tally("rejected"),
+            failed=tally("failed"),
+            reused=tally("reused"),
+            possibly_billed=number("possibly_billed") or 0,
+            unpriced_calls=number("unpriced_calls") or 0,
+        ),
+        money=Money(
+            estimated_low_nano=number("estimated_low_nano"),
+            estimated_high_nano=number("estimated_high_nano"),
+            spent_nano=number("spent_nano") or 0,
+            reserved_nano=number("reserved_nano") or 0,
+            unconfirmed_nano=number("unconfirmed_nano") or 0,
+            limit_nano=number("limit_nano"),
+        ),
+        fine_tunes=parsed("fine_tunes", []),
+        manifest=parsed("manifest", None),
+        warnings=parsed("warnings", []),
+        error=parsed("error", None),
+        has_results=text("has_results") == "1",
+        retry_of=JobId(retry_of) if (retry_of := text("retry_of")) else None,
+        stage_attempts=number("stage_attempts") or 0,
+    )
+
+
+class JobStore:
+    """The rows of jobs in Redis."""
+
+    def __init__(self, client: redis.Redis, scripts: Scripts) -> None:
+        self._redis = client
+        self._scripts = scripts
+
+    async def accept(self, job: Job, prompt_chunks: Sequence[bytes], event: Event) -> None:
+        """Make the job durable, with its prompts and first event.  Sent twice, it is written once."""
+        fields = row_fields(
+            {
+                "tenant": job.tenant,
+                "spec": job.spec,
+                "status": job.status,
+                "version": job.version,
+                "created_at_ms": job.created_at_ms,
+                "deadline_at_ms": job.deadline_at_ms,
+                "prompts_total": job.counters.prompts_total,
+                "estimated_low_nano": job.money.estimated_low_nano,
+                "estimated_high_nano": job.money.estimated_high_nano,
+                "limit_nano": job.money.limit_nano,
+                "fine_tunes": job.fine_tunes,
+                "warnings": job.warnings,
+                "retry_of": job.retry_of,
+            }
+        )
+        first = _encode(msgspec.structs.replace(event, sequence=1))
+        arguments: list[str | bytes | int] = [job.id, len(fields)]
+        for name, value in fields.items():
+            arguments += [name, value]
+        arguments.append(first)
+        for number, chunk in enumerate(prompt_chunks):
+            arguments += [number, chunk]
+        await self._scripts.run(
+            "accept",
+            [
+                keys.job(job.id),
+                keys.events(job.id),
+                keys.prompts(job.id, "source"),
+                keys.tenant_jobs(job.tenant),
+                keys.tenant_jobs(job.tenant, job.status),
+                keys.DUE,
+            ],
+            arguments,
+        )
+
+    async def get(self, tenant: TenantId, job_id: JobId) -> Job:
+        """A tenant's own job.  Raises NotFound, the same for a foreign job and for none."""
+        job = await self.load(job_id)
+        if job is None or job.tenant != tenant:
+            raise NotFound("There is no such job.")
+        return job
+
+    async def load(self, job_id: JobId) -> Job | None:
+        """Any job, for workers."""
+        pipe = self._redis.pipeline(transaction=False)
+        pipe.hgetall(keys.job(job_id))
+        pipe.hgetall(keys.pass_row(job_id, TEACHER))
+        row, teacher = await ask(pipe.execute())
+        return _job_of(job_id, row, teacher) if row else None
+
+    async def version(self, tenant: TenantId, job_id: JobId) -> int:
+        """The job's version alone, at the cost of one read.  Raises NotFound as `get` does."""
+        found = await ask(self._redis.hmget(keys.job(job_id), ["tenant", "version"]))
+        if found[0] is None or found[0].decode() != tenant or found[1] is None:
+            raise NotFound("There is no such job.")
+        return int(found[1])
+
+    async def page(
+        self, tenant: TenantId, *, limit: int, after: str | None, newest_first: bool, status: JobStatus | None
+    ) -> tuple[list[Job], bool]:
+        """Up to `limit` jobs in order of creation, and whether there are more.  after: id of the last one seen."""
+        key = keys.tenant_jobs(tenant, status)
+        if newest_first:
+            ids = await ask(self._redis.zrevrangebylex(key, f"({after}" if after else "+", "-", 0, limit + 1))
+        else:
+            ids = await ask(self._redis.zrangebylex(key, f"({after}" if after else "-", "+", 0, limit + 1))
+        loaded = [await self.load(JobId(job_id.decode())) for job_id in ids[:limit]]
+        return [job for job in loaded if job is not None], len(ids) > limit
+
+    async def claim(self, job_id: JobId, *, lease_seconds: float) -> Lease | None:
+        """Take the job's lease, or None when another holds it or nothing is left to do."""
+        fence, more = await self._scripts.run(
+            "claim",
+            [keys.job(job_id), keys.DUE],
+            [job_id, uuid.uuid4().hex, int(lease_seconds * 1000), *sorted(TERMINAL)],
+        )
+        return Lease(job_id, int(fence), int(more)) if fence else None
+
+    async def renew(self, lease: Lease, *, lease_seconds: float) -> bool:
+        """Whether the lease is still ours, for another `lease_seconds`."""
+        kept = await self._scripts.run(
+            "renew", [keys.job(lease.job_id), keys.DUE], [lease.job_id, lease.fence, int(lease_seconds * 1000)]
+        )
+        return bool(kept)
+
+    async def change(self, job: Job, change: Change, *, lease: Lease | None = None) -> int | Refused:
+        """Write a change.  With a lease it is fenced; without, it is an owner's request.  Returns the new version."""
+        values = dict(change.set)
+        if change.status is not None:
+            values["status"] = change.status
+        if change.results is not None:
+            values["has_results"] = 1
+        body = {
+            "commit": uuid.uuid4().hex,
+            "fence": str(lease.fence) if lease else "",
+            "sources": sorted(sources(change.status)) if change.status else [],
+            "set": row_fields(values),
+            "events": [_encode(event).decode() for event in change.events],
+            "deliveries": [
+                {"key": keys.delivery(DeliveryId(d.id)), "id": d.id, "row": _encode(d).decode()}
+                for d in change.deliveries
+            ],
+            "due_in_ms": None if change.due_in_seconds is None else int(change.due_in_seconds * 1000),
+            "release": change.release,
+            "progress": change.progress,
+            "results": None if change.results is None else _encode(change.results).decode(),
+        }
+        code, detail = await self._scripts.run(
+            "commit",
+            [
+                keys.job(job.id),
+                keys.events(job.id),
+                keys.DUE,
+                keys.job_deliveries(job.id),
+                keys.tenant_jobs(job.tenant),
+                keys.results(job.id),
+            ],
+            [job.id, _encode(body)],
+        )
+        if code == 1:
+            return int(detail)
+        if code == -2:
+            raise NotFound("There is no such job.")
+        return Refused(JobStatus(detail.decode()), stale=code == -1)
+
+    async def events(self, job_id: JobId, *, after: int, limit: int) -> list[Event]:
+        """Events with a sequence greater than `after`, oldest first."""
+        entries = await ask(self._redis.xrange(keys.events(job_id), min=f"({after}-0", count=limit))
+        return [_event_of(entry_id, fields) for entry_id, fields in entries]
+
+    async def events_before(self, job_id: JobId, *, before: int | None, limit: int) -> list[Event]:
+        """Events with a sequence smaller than `before` (None: all), newest first."""
+        newest = "+" if before is None else f"({before}-0"
+        entries = await ask(self._redis.xrevrange(keys.events(job_id), max=newest, count=limit))
+        return [_event_of(entry_id, fields) for entry_id, fields in entries]
+
+    async def results(self, job_id: JobId) -> JsonObject | None:
+        text = await ask(self._redis.get(keys.results(job_id)))
+        return None if text is None else cast("JsonObject", msgspec.json.decode(text))
+
+
+def _event_of(entry_id: bytes, fields: Mapping[bytes, bytes]) -> Event:
+    event = msgspec.json.decode(fields[b"e"], type=Event)
+    return msgspec.structs.replace(event, sequence=int(entry_id.partition(b"-")[0]))

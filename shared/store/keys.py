@@ -1,0 +1,94 @@
+"""The map of the database: one function per key, with its type, fields and lifetime.
+
+Keys of one job share the hash tag {job_id} and live until the job is purged.  Everything starts with `d:`."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from shared.ids import DeliveryId, JobId, TenantId
+from shared.lifecycle import JobStatus
+
+
+def job(job_id: JobId) -> str:
+    """HASH, the row: tenant, status, stage, version, spec, … (JSON where it is not a scalar), the lease (fence, owner,
+    lease_until_ms, takeovers, commit) and the money (spent_nano, reserved_nano, unconfirmed_nano, possibly_billed)."""
+    return f"d:{{{job_id}}}:job"
+
+
+def events(job_id: JobId) -> str:
+    """STREAM, append-only: entry `<sequence>-0` with field `e`, the event as JSON."""
+    return f"d:{{{job_id}}}:events"
+
+
+def results(job_id: JobId) -> str:
+    """STRING, JSON: the verdict."""
+    return f"d:{{{job_id}}}:results"
+
+
+def prompts(job_id: JobId, prompt_set: str) -> str:
+    """HASH, chunk number → zstd-compressed JSONL of prompts.  Sets: `source`, and `holdout` once it is split off."""
+    return f"d:{{{job_id}}}:prompts:{prompt_set}"
+
+
+def decisions(job_id: JobId) -> str:
+    """HASH, chunk number of the source prompts → zstd-compressed JSON list of decisions, one per prompt."""
+    return f"d:{{{job_id}}}:decisions"
+
+
+def pass_row(job_id: JobId, name: str) -> str:
+    """HASH of one pass (one model answering one prompt set): prompts, chunk_size, next (first chunk never claimed),
+    done (chunks), settled, accepted, rejected, failed, reused, smoke (calls allowed before the trial is passed; empty
+    when it is), halt (JSON: why nothing more may start), complete."""
+    return f"d:{{{job_id}}}:pass:{name}"
+
+
+def pass_chunks(job_id: JobId, name: str) -> str:
+    """ZSET, claimed and unfinished chunks of a pass; score: end of the lease in unix ms, 0 when given back."""
+    return f"d:{{{job_id}}}:pass:{name}:chunks"
+
+
+def pass_claims(job_id: JobId, name: str) -> str:
+    """HASH, chunk number → token of the worker that holds it."""
+    return f"d:{{{job_id}}}:pass:{name}:claims"
+
+
+def pass_calls(job_id: JobId, name: str) -> str:
+    """HASH, calls begun and not settled.  Field `<index>`: `<call>|<reserved nano>`, where call is `<token>.<attempt>`;
+    field `<index>|<call>`: the reserved amount of a call whose answer was lost, kept against the budget."""
+    return f"d:{{{job_id}}}:pass:{name}:calls"
+
+
+def completions(job_id: JobId, name: str, chunk: int | str) -> str:
+    """HASH, index of the prompt → zstd-compressed JSON of the completion.  First one wins; never changed."""
+    return f"d:{{{job_id}}}:pass:{name}:c:{chunk}"
+
+
+def tenant_jobs(tenant: TenantId, status: JobStatus | None = None) -> str:
+    """ZSET of job ids, score 0, so in order of creation; one for all jobs and one per status."""
+    return f"d:t:{tenant}:jobs" + (f":{status}" if status else "")
+
+
+def delivery(delivery_id: DeliveryId) -> str:
+    """HASH of one webhook delivery: `row` (JSON), `lease_until_ms`.  Expires with its log, 30 days after the event."""
+    return f"d:delivery:{delivery_id}"
+
+
+def job_deliveries(job_id: JobId) -> str:
+    """ZSET of delivery ids, score 0: the delivery log of one job's webhooks."""
+    return f"d:{{{job_id}}}:deliveries"
+
+
+def worker(worker_id: str) -> str:
+    """STRING with a time to live: JSON of a worker process that is alive (pid, version, calls in flight)."""
+    return f"d:worker:{worker_id}"
+
+
+DUE: Final = "d:due"
+"""ZSET, the one clock: `job:<id>` or `dlv:<id>` → unix ms when somebody must look."""
+
+PASSES: Final = "d:passes"
+"""ZSET, open passes `<job id>/<pass name>` → unix ms of opening: what pumps may draw from."""
+
+WORKERS: Final = "d:workers"
+"""ZSET, worker id → unix ms until which it counts as alive."""

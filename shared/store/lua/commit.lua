@@ -1,0 +1,63 @@
+#!lua flags=allow-oom
+-- commit.lua: change a job's row, with its events, webhook deliveries, index entries and due time, all or nothing.
+-- KEYS[1] job row  [2] events  [3] due clock  [4] job's deliveries  [5] prefix of the tenant's per-status indexes
+--     [6] results
+-- ARGV[1] job id  [2] JSON:
+--   commit      unique per change; a change sent twice is made once
+--   fence       "" for an owner's request, else the fence the worker holds
+--   sources     statuses from which the change is allowed; empty: any
+--   set         row fields to write ("status" among them moves the index entry)
+--   events      list of event JSON texts, without sequence
+--   deliveries  list of {key, id, row}
+--   due_in_ms   when somebody must look next; -1: never again; null: unchanged
+--   release     true: the lease ends here
+--   progress    true: the row moved on, so takeovers start from 0 again
+--   results     text for the results key, or null
+-- Returns {1, version} when done, {0, status} when the status does not allow it, {-1, status} when the fence is stale,
+-- {-2, ""} when there is no such job.
+local change = cjson.decode(ARGV[2])
+local row = redis.call("HMGET", KEYS[1], "status", "fence", "owner", "commit", "version", "sequence")
+local status = row[1]
+if not status then return {-2, ""} end
+if row[4] == change.commit then return {1, tonumber(row[5])} end
+if change.fence ~= "" and (row[2] ~= change.fence or row[3] == "") then return {-1, status} end
+if #change.sources > 0 then
+  local allowed = false
+  for _, source in ipairs(change.sources) do
+    if source == status then allowed = true end
+  end
+  if not allowed then return {0, status} end
+end
+local clock = redis.call("TIME")
+local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
+local target = change.set.status
+if target and target ~= status then
+  redis.call("ZREM", KEYS[5] .. ":" .. status, ARGV[1])
+  redis.call("ZADD", KEYS[5] .. ":" .. target, 0, ARGV[1])
+end
+for field, value in pairs(change.set) do
+  redis.call("HSET", KEYS[1], field, value)
+end
+local sequence = tonumber(row[6])
+for _, event in ipairs(change.events) do
+  sequence = sequence + 1
+  redis.call("XADD", KEYS[2], sequence .. "-0", "e", event)
+end
+for _, delivery in ipairs(change.deliveries) do
+  redis.call("HSET", delivery.key, "row", delivery.row)
+  redis.call("EXPIRE", delivery.key, 2592000)
+  redis.call("ZADD", KEYS[4], 0, delivery.id)
+  redis.call("ZADD", KEYS[3], now, "dlv:" .. delivery.id)
+end
+if change.results ~= cjson.null then redis.call("SET", KEYS[6], change.results) end
+if change.progress then redis.call("HSET", KEYS[1], "takeovers", 0) end
+if change.release then redis.call("HSET", KEYS[1], "owner", "", "lease_until_ms", 0) end
+if change.due_in_ms ~= cjson.null then
+  if change.due_in_ms < 0 then
+    redis.call("ZREM", KEYS[3], "job:" .. ARGV[1])
+  else
+    redis.call("ZADD", KEYS[3], now + change.due_in_ms, "job:" .. ARGV[1])
+  end
+end
+redis.call("HSET", KEYS[1], "commit", change.commit, "sequence", sequence)
+return {1, redis.call("HINCRBY", KEYS[1], "version", 1)}

@@ -1,0 +1,126 @@
+#!lua flags=allow-oom
+-- tick.lua: settle the calls that have ended and begin the next ones, in one step.
+-- KEYS[1] job row  [2] pass row  [3] calls  [4] claims  [5] chunks  [6] open passes  [7] due clock
+-- ARGV[1] job id  [2] pass name  [3] prefix of the completion keys  [4] number of settlements, then for each:
+--   chunk, index, call ("" when none was made), blob, cost in nano-dollars ("" unpriced), outcome (accepted, rejected,
+--   failed), lost (1: a call without an answer that may have been billed), reused (1: paid earlier)
+-- then for each call to begin: chunk, index, token, attempt, upper bound in nano-dollars, lost (1: this worker's own
+--   last attempt may have been billed).
+-- A settlement is never refused: what is paid is paid, and the first completion of a prompt is kept.  Money moves only
+-- with the call's mark, so a script sent twice counts once.
+-- Returns {state, settled, accepted, failed, calls out, answer …}: state is "open", "complete" or "stopped"; one answer
+-- per call to begin: "go", or why not: "stopped", "unleased", "settled", "smoke", "budget".
+local row = redis.call("HMGET", KEYS[2], "prompts", "chunk_size", "smoke", "halt")
+local prompts, chunk_size, smoke, halt = tonumber(row[1]), tonumber(row[2]), row[3], row[4]
+local name = ARGV[1] .. "/" .. ARGV[2]
+
+local function add(field, amount)
+  if tonumber(amount) ~= 0 then redis.call("HINCRBY", KEYS[1], field, amount) end
+end
+
+local function close_mark(index, call, lost)
+  -- Ends one call's hold on the budget.  Returns true when the call was known and not closed before.
+  local mark = redis.call("HGET", KEYS[3], index)
+  local reserved = mark and mark:sub(1, #call + 1) == call .. "|" and mark:sub(#call + 2)
+  if reserved then
+    redis.call("HDEL", KEYS[3], index)
+    add("reserved_nano", -tonumber(reserved))
+    if lost then
+      redis.call("HSET", KEYS[3], index .. "|" .. call, reserved)
+      add("unconfirmed_nano", reserved)
+      add("possibly_billed", 1)
+    end
+    return true
+  end
+  if lost then return false end
+  reserved = redis.call("HGET", KEYS[3], index .. "|" .. call)
+  if not reserved then return false end
+  redis.call("HDEL", KEYS[3], index .. "|" .. call)
+  add("unconfirmed_nano", -tonumber(reserved))
+  add("possibly_billed", -1)
+  return true
+end
+
+local at, touched, changed = 5, {}, false
+for _ = 1, tonumber(ARGV[4]) do
+  local chunk, index, call, blob, cost = ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3], ARGV[at + 4]
+  local outcome, lost, reused = ARGV[at + 5], ARGV[at + 6] == "1", ARGV[at + 7] == "1"
+  at = at + 8
+  if call ~= "" and close_mark(index, call, lost) and not lost then
+    if cost ~= "" then
+      add("spent_nano", cost)
+    else
+      add("unpriced_calls", 1)
+    end
+  end
+  if redis.call("HSETNX", ARGV[3] .. chunk, index, blob) == 1 then
+    redis.call("HINCRBY", KEYS[2], "settled", 1)
+    redis.call("HINCRBY", KEYS[2], outcome, 1)
+    if reused then redis.call("HINCRBY", KEYS[2], "reused", 1) end
+    touched[chunk] = true
+  end
+  changed = true
+end
+
+for chunk in pairs(touched) do
+  local size = math.min(chunk_size, prompts - tonumber(chunk) * chunk_size)
+  if redis.call("HLEN", ARGV[3] .. chunk) == size and redis.call("ZREM", KEYS[5], chunk) == 1 then
+    redis.call("HDEL", KEYS[4], chunk)
+    if redis.call("HINCRBY", KEYS[2], "done", 1) * chunk_size >= prompts then
+      redis.call("HSET", KEYS[2], "complete", 1)
+      redis.call("ZREM", KEYS[6], name)
+      local clock = redis.call("TIME")
+      redis.call("ZADD", KEYS[7], "XX", clock[1] * 1000 + math.floor(clock[2] / 1000), "job:" .. ARGV[1])
+    end
+  end
+end
+
+local answers = {}
+if at <= #ARGV then
+  local job = redis.call("HMGET", KEYS[1], "status", "limit_nano", "spent_nano", "reserved_nano", "unconfirmed_nano")
+  local limit = job[2] and job[2] ~= "" and tonumber(job[2])
+  local used = tonumber(job[3] or 0) + tonumber(job[4] or 0) + tonumber(job[5] or 0)
+  while at <= #ARGV do
+    local chunk, index, token, attempt = ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3]
+    local amount, lost = tonumber(ARGV[at + 4]), ARGV[at + 5] == "1"
+    at = at + 6
+    local call = token .. "." .. attempt
+    local mark = redis.call("HGET", KEYS[3], index)
+    local answer = "go"
+    if mark and mark:sub(1, #call + 1) == call .. "|" then
+      answer = "go" -- the same call, sent again
+    elseif redis.call("HGET", KEYS[4], chunk) ~= token then
+      answer = "unleased"
+    elseif redis.call("HEXISTS", ARGV[3] .. chunk, index) == 1 then
+      answer = "settled"
+    elseif job[1] ~= "running" or halt then
+      answer = "stopped"
+    else
+      if mark then
+        local previous, reserved = mark:match("^(.*)|(%d+)$")
+        local mine = previous:match("^(.*)%.%d+$") == token
+        close_mark(index, previous, lost or not mine)
+        if mine and not lost then used = used - tonumber(reserved) end
+      end
+      if smoke and smoke ~= "" then
+        local out = tonumber(redis.call("HGET", KEYS[2], "settled") or "0") + redis.call("HLEN", KEYS[3])
+        if out >= tonumber(smoke) and not mark then answer = "smoke" end
+      end
+      if answer == "go" and limit and used + amount > limit then answer = "budget" end
+      if answer == "go" then
+        redis.call("HSET", KEYS[3], index, call .. "|" .. ARGV[at - 2])
+        add("reserved_nano", ARGV[at - 2])
+        used = used + amount
+        changed = true
+      end
+    end
+    answers[#answers + 1] = answer
+  end
+end
+if changed then redis.call("HINCRBY", KEYS[1], "version", 1) end
+local totals = redis.call("HMGET", KEYS[2], "complete", "settled", "accepted", "failed", "halt")
+local state = totals[1] and "complete" or ((totals[5] or not prompts) and "stopped") or "open"
+local result = {state, tonumber(totals[2] or 0), tonumber(totals[3] or 0), tonumber(totals[4] or 0),
+  tonumber(redis.call("HGET", KEYS[1], "reserved_nano") or 0)}
+for _, answer in ipairs(answers) do result[#result + 1] = answer end
+return result

@@ -1,0 +1,217 @@
+"""Passes: one model answering one set of prompts, by any number of workers at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, Literal, cast
+
+import msgspec
+import redis.asyncio as redis
+
+from shared.ids import JobId
+from shared.models import JobError
+from shared.store import keys
+from shared.store.connection import Scripts, ask
+
+Outcome = Literal["accepted", "rejected", "failed"]
+Answer = Literal["go", "stopped", "unleased", "settled", "smoke", "budget"]
+UNLIMITED: Final = ""
+
+
+@dataclass(frozen=True)
+class PassId:
+    job_id: JobId
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.job_id}/{self.name}"
+
+
+class Halt(msgspec.Struct, frozen=True):
+    """Why nothing more may start in a pass.  kind `pause` keeps the job for its owner, `fail` ends it."""
+
+    kind: Literal["pause", "fail"]
+    reason: str
+    error: JobError | None = None
+
+
+@dataclass(frozen=True)
+class PassState:
+    prompts: int
+    settled: int
+    accepted: int
+    rejected: int
+    failed: int
+    complete: bool
+    halt: Halt | None
+
+
+@dataclass(frozen=True)
+class Settlement:
+    """The end of one prompt in one pass.
+
+    call: `<token>.<attempt>` of the call that ended, None when none was made (a completion the caller supplied or the
+    ledger had).  cost_nano: None when unpriced.  lost: there was no answer, and the provider may have billed it."""
+
+    chunk: int
+    index: int
+    call: str | None
+    blob: bytes
+    cost_nano: int | None
+    outcome: Outcome
+    lost: bool = False
+    reused: bool = False
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """A call about to be made.  ceiling_nano: the most it can cost.  lost: this worker's last attempt at the prompt
+    may have been billed, so its reservation stays against the budget."""
+
+    chunk: int
+    index: int
+    attempt: int
+    ceiling_nano: int
+    lost: bool = False
+
+
+@dataclass(frozen=True)
+class TickResult:
+    """state: "open", "complete" or "stopped".  answers: one per beginning, in order.  reserved_nano: of the job."""
+
+    state: str
+    settled: int
+    accepted: int
+    failed: int
+    reserved_nano: int
+    answers: list[Answer]
+
+
+class PassStore:
+    """Chunks under lease, calls with their reservations, completions as they arrive."""
+
+    def __init__(self, client: redis.Redis, scripts: Scripts) -> None:
+        self._redis = client
+        self._scripts = scripts
+
+    async def open(self, pass_id: PassId, *, prompts: int, chunk_size: int, smoke: int) -> bool:
+        """Let pumps draw from the pass; whether it is complete already.  smoke: calls before the trial; 0 for none."""
+        complete = await self._scripts.run(
+            "open_pass",
+            [keys.pass_row(pass_id.job_id, pass_id.name), keys.PASSES],
+            [str(pass_id), prompts, chunk_size, smoke or UNLIMITED],
+        )
+        return bool(complete)
+
+    async def halt(self, pass_id: PassId, halt: Halt) -> None:
+        """Nothing more starts; the engine is called to act on the reason."""
+        await self._scripts.run(
+            "halt_pass",
+            [keys.pass_row(pass_id.job_id, pass_id.name), keys.PASSES, keys.DUE],
+            [str(pass_id), msgspec.json.encode(halt), pass_id.job_id],
+        )
+
+    async def close(self, pass_id: PassId) -> None:
+        """Take the pass off the pumps' list; its job no longer runs."""
+        await ask(self._redis.zrem(keys.PASSES, str(pass_id)))
+
+    async def smoke_passed(self, pass_id: PassId) -> None:
+        await ask(self._redis.hset(keys.pass_row(pass_id.job_id, pass_id.name), "smoke", UNLIMITED))
+
+    async def state(self, pass_id: PassId) -> PassState | None:
+        row: dict[bytes, bytes] = await ask(self._redis.hgetall(keys.pass_row(pass_id.job_id, pass_id.name)))
+        if b"prompts" not in row:
+            return None
+        tallies = {name: int(row.get(name.encode(), b"0")) for name in ("settled", "accepted", "rejected", "failed")}
+        halt = row.get(b"halt")
+        return PassState(
+            prompts=int(row[b"prompts"]),
+            complete=b"complete" in row,
+            halt=msgspec.json.decode(halt, type=Halt) if halt else None,
+            **tallies,
+        )
+
+    async def open_passes(self, *, limit: int) -> list[PassId]:
+        """Passes with work in them, the longest open first."""
+        members = await ask(self._redis.zrange(keys.PASSES, 0, limit - 1))
+        split = [member.decode().partition("/") for member in members]
+        return [PassId(JobId(job_id), name) for job_id, _, name in split]
+
+    async def claim_chunk(self, pass_id: PassId, token: str, *, lease_seconds: float) -> tuple[int, bool] | None:
+        """(chunk, taken over from a worker that vanished), or None when nothing is free."""
+        chunk, takeover = await self._scripts.run(
+            "claim_chunk",
+            [
+                keys.pass_row(pass_id.job_id, pass_id.name),
+                keys.pass_chunks(pass_id.job_id, pass_id.name),
+                keys.pass_claims(pass_id.job_id, pass_id.name),
+            ],
+            [token, int(lease_seconds * 1000)],
+        )
+        return None if chunk < 0 else (int(chunk), bool(takeover))
+
+    async def renew_chunks(
+        self, pass_id: PassId, token: str, chunks: Sequence[int], *, lease_seconds: float
+    ) -> tuple[bool, set[int]]:
+        """Keep chunks: (whether more may start in this pass, the chunks still ours)."""
+        return await self._renew(pass_id, token, chunks, int(lease_seconds * 1000))
+
+    async def give_back(self, pass_id: PassId, token: str, chunks: Sequence[int]) -> None:
+        """Free chunks at once, without the wait that a vanished worker costs."""
+        await self._renew(pass_id, token, chunks, "")
+
+    async def _renew(
+        self, pass_id: PassId, token: str, chunks: Sequence[int], lease: int | str
+    ) -> tuple[bool, set[int]]:
+        open_, *held = await self._scripts.run(
+            "renew_chunks",
+            [
+                keys.pass_row(pass_id.job_id, pass_id.name),
+                keys.pass_chunks(pass_id.job_id, pass_id.name),
+                keys.pass_claims(pass_id.job_id, pass_id.name),
+                keys.job(pass_id.job_id),
+            ],
+            [token, lease, *chunks],
+        )
+        return bool(open_), set(held)
+
+    async def tick(
+        self, pass_id: PassId, token: str, settlements: Sequence[Settlement], beginnings: Sequence[Beginning]
+    ) -> TickResult:
+        """Settle what ended and begin what is next, in one step.  Sent twice, it counts once."""
+        job_id, name = pass_id.job_id, pass_id.name
+        arguments: list[str | bytes | int] = [job_id, name, keys.completions(job_id, name, ""), len(settlements)]
+        for ended in settlements:
+            arguments += [
+                ended.chunk,
+                ended.index,
+                ended.call or "",
+                ended.blob,
+                "" if ended.cost_nano is None else ended.cost_nano,
+                ended.outcome,
+                int(ended.lost),
+                int(ended.reused),
+            ]
+        for next_ in beginnings:
+            arguments += [next_.chunk, next_.index, token, next_.attempt, next_.ceiling_nano, int(next_.lost)]
+        state, settled, accepted, failed, reserved, *answers = await self._scripts.run(
+            "tick",
+            [
+                keys.job(job_id),
+                keys.pass_row(job_id, name),
+                keys.pass_calls(job_id, name),
+                keys.pass_claims(job_id, name),
+                keys.pass_chunks(job_id, name),
+                keys.PASSES,
+                keys.DUE,
+            ],
+            arguments,
+        )
+        return TickResult(
+            state.decode(), settled, accepted, failed, reserved, [cast("Answer", a.decode()) for a in answers]
+        )
+
+    async def settled_indexes(self, pass_id: PassId, chunk: int) -> set[int]:
+        found: list[bytes] = await ask(self._redis.hkeys(keys.completions(pass_id.job_id, pass_id.name, chunk)))
+        return {int(index) for index in found}
