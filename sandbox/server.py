@@ -1,0 +1,46 @@
+"""Uvicorn, taught two things: to hang up on request, and to say where it listens."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import sys
+
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from sandbox.app import build
+from sandbox.options import Options
+
+
+class HangingUpProtocol(H11Protocol):
+    """Puts the connection's transport into the request's scope: ASGI itself has no way to drop a connection."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self.app_state = {**self.app_state, "transport": transport}
+
+
+class AnnouncingServer(uvicorn.Server):
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        host, port = self.servers[0].sockets[0].getsockname()[:2]
+        sys.stdout.write(f"sandbox listening on http://{host}:{port}/v1\n")
+        sys.stdout.flush()
+
+
+def serve(options: Options) -> None:
+    config = uvicorn.Config(
+        build(options),
+        host=options.host,
+        port=options.port,
+        http=HangingUpProtocol,
+        lifespan="on",
+        log_level="warning",
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        timeout_graceful_shutdown=1,
+        backlog=2048,
+    )
+    AnnouncingServer(config).run()
