@@ -244,11 +244,13 @@ class Event(Record, frozen=True, kw_only=True):
 
 
 class Usage(Record, frozen=True, kw_only=True):
-    """Tokens of one call, as the provider counted them."""
+    """Tokens of one call, as the provider counted them.  cached, cache_write: parts of prompt_tokens that were read
+    from or written to its prompt cache; reasoning: the hidden part of completion_tokens."""
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cached_tokens: int = 0
+    cache_write_tokens: int = 0
     reasoning_tokens: int = 0
 
 
