@@ -11,7 +11,7 @@ DEV = .venv/.dev-installed
 PIP = env -u PIP_TARGET -u PIP_PREFIX -u PIP_ROOT -u PIP_CONSTRAINT -u PIP_BUILD_CONSTRAINT -u PIP_REQUIREMENT \
 	-u PIP_NO_BINARY -u PIP_NO_DEPS -u PIP_PYTHON -u PIP_ONLY_BINARY -u PIP_DRY_RUN -u PYTHONHOME -u PYTHONPATH \
 	PIP_USER=0 PIP_REQUIRE_HASHES=0 PIP_REQUIRE_VIRTUALENV=0 PIP_DISABLE_PIP_VERSION_CHECK=1 \
-	$(BIN)/python -m pip --quiet
+	$(BIN)/python -m pip --quiet --quiet
 
 .PHONY: help demo up test lint lock bench soak clean
 

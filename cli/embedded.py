@@ -62,15 +62,13 @@ class Embedded:
         return self._process is not None or self._owner_lock is not None
 
     def alive(self) -> bool:
-        if self._process is not None:
-            return self._process.poll() is None
-        return _server_pid(self.socket) == self.pid
+        return not self._gone()
 
     def stop(self, *, timeout_seconds: float = 15.0) -> None:
         """SIGTERM, on which the server closes its files in order; SIGKILL after the timeout, which loses nothing
         acknowledged.  Calling it again is harmless."""
         try:
-            if self.owned and self.alive():
+            if self.owned and self._still_this_one():
                 os.kill(self.pid, signal.SIGTERM)
                 if not self._gone_within(timeout_seconds):
                     os.kill(self.pid, signal.SIGKILL)
@@ -90,6 +88,12 @@ class Embedded:
         if self._owner_lock is not None:
             os.close(self._owner_lock)
             self._owner_lock = None
+
+    def _still_this_one(self) -> bool:
+        """Whether `pid` is sure to be the server's: as our child, or by the server's own word."""
+        if self._process is not None:
+            return self._process.poll() is None
+        return _server_pid(self.socket) == self.pid
 
     def _gone_within(self, seconds: float) -> bool:
         deadline = time.monotonic() + seconds

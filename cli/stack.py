@@ -1,0 +1,323 @@
+"""The whole service on one machine, for `distill up` and `distill demo`: Valkey, sandbox, API and workers."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any, Self
+
+import httpx2
+from dotenv import dotenv_values
+
+from cli import embedded, keys
+from cli.supervisor import Program, Supervisor
+
+API_PORT = 8600
+SANDBOX_PORT = 8601
+#: From the first process to /readyz, on a slow and busy machine.
+START_TIMEOUT_SECONDS = 90.0
+WORKER_GRACE_SECONDS = 30.0
+
+Say = Callable[[str], None]
+
+
+class StackError(RuntimeError):
+    """The stack cannot run; the message is for a terminal."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """port, sandbox_port: None takes the remembered or usual one, 0 any free one.  redis_url: None brings a Valkey."""
+
+    data_dir: Path
+    host: str = "127.0.0.1"
+    port: int | None = None
+    sandbox_port: int | None = None
+    workers: int = 1
+    sandbox: bool = True
+    redis_url: str | None = None
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where a running stack is found: what `stack.json` in its data directory holds."""
+
+    pid: int
+    api_url: str
+    sandbox_url: str | None
+    redis_url: str
+
+
+def configured(environ: Mapping[str, str], folder: Path) -> dict[str, str]:
+    """The environment over the `.env` file of this folder, as the services will read them."""
+    from_file = {name: value for name, value in dotenv_values(folder / ".env").items() if value is not None}
+    return {**from_file, **environ}
+
+
+def wants_sandbox(environ: Mapping[str, str]) -> bool:
+    """Whether no provider was configured, so that only a sandbox can answer."""
+    return not any(
+        value and (name == "OPENAI_API_KEY" or name.startswith("DISTILL_PROVIDERS")) for name, value in environ.items()
+    )
+
+
+def children_environment(
+    environ: Mapping[str, str], *, options: Options, redis_url: str, key_files: keys.KeyFiles, address: Address
+) -> dict[str, str]:
+    """What the API and the workers are told.  What the user has set himself is left as it is."""
+    settings = {
+        "DISTILL_LOG_FORMAT": "json",
+        "DISTILL_WEBHOOK_ALLOW_HTTP": "true",
+        "DISTILL_WEBHOOK_ALLOW_NETWORKS": '["127.0.0.0/8"]',
+        "DISTILL_WEBHOOK_PORTS": "[]",
+        **environ,
+        "DISTILL_REDIS_URL": redis_url,
+        "DISTILL_API_HOST": options.host,
+        "DISTILL_API_PORT": str(httpx2.URL(address.api_url).port),
+        "DISTILL_DATA_DIR": str(options.data_dir),
+        "PYTHONUNBUFFERED": "1",
+    }
+    for name, path in (("DISTILL_SECRET_KEY", key_files.secret), ("DISTILL_ADMIN_KEY", key_files.admin)):
+        if not settings.get(name) and not settings.get(f"{name}_FILE"):
+            settings[f"{name}_FILE"] = str(path)
+    if address.sandbox_url is not None:
+        settings |= {
+            "DISTILL_PROVIDERS__SANDBOX__BASE_URL": address.sandbox_url,
+            "DISTILL_PROVIDERS__SANDBOX__API_KEY": "sk-sandbox",
+            "DISTILL_PROVIDERS__SANDBOX__PRICES": "openai",
+            "DISTILL_PROVIDERS__SANDBOX__CAN_STORE": "true",
+        }
+    checkout = Path(__file__).resolve().parent.parent
+    if (checkout / "pyproject.toml").exists():
+        settings["PYTHONPATH"] = os.pathsep.join(filter(None, (str(checkout), environ.get("PYTHONPATH"))))
+    return settings
+
+
+def programs(options: Options, address: Address, environment: Mapping[str, str]) -> list[Program]:
+    """In the order in which they stop.  -P: a folder of the user's called `api` must not be taken for ours."""
+    launch = (sys.executable, "-P", "-m", "cli.launch")
+    started = [Program("api", (*launch, "api"), environment, grace_seconds=10.0)]
+    started += [
+        Program(f"worker-{number}", (*launch, "worker"), environment, grace_seconds=WORKER_GRACE_SECONDS)
+        for number in range(1, options.workers + 1)
+    ]
+    if address.sandbox_url is not None:
+        port = str(httpx2.URL(address.sandbox_url).port)
+        flags = ("--host", "127.0.0.1", "--port", port, "--data-dir", str(options.data_dir / "sandbox"))
+        stranger = {name: value for name, value in environment.items() if not name.startswith(("DISTILL_", "OPENAI_"))}
+        started.append(Program("sandbox", (*launch, "sandbox", *flags), stranger, grace_seconds=5.0))
+    return started
+
+
+class Stack:
+    """Everything of one data directory, running between `start` and `stop`."""
+
+    def __init__(self, options: Options, *, environ: Mapping[str, str], cwd: Path, say: Say) -> None:
+        self.options = replace(options, data_dir=options.data_dir.expanduser().resolve())
+        self._environ, self._cwd, self._say = environ, cwd, say
+        self._lock: int | None = None
+        self._store: embedded.Embedded | None = None
+        self._store_retry_at = 0.0
+        self._supervisor: Supervisor | None = None
+        self.address: Address | None = None
+        self.admin_key = ""
+
+    def start(self) -> Address:
+        """Raises `StackError`, `EmbeddedError` or `ChildFailed`; `stop` is still due then."""
+        data_dir = self.options.data_dir
+        data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._lock = _lock_or_say_who(data_dir)
+        key_files = keys.ensure(data_dir)
+        if self.options.redis_url is None:
+            self._store = embedded.start(data_dir)
+        redis_url = self._store.url if self._store is not None else str(self.options.redis_url)
+        self.address = self._choose_address(redis_url)
+        environment = children_environment(
+            self._environ, options=self.options, redis_url=redis_url, key_files=key_files, address=self.address
+        )
+        self.admin_key = _admin_key(environment)
+        self._supervisor = Supervisor(
+            programs(self.options, self.address, environment),
+            log_dir=data_dir / "logs",
+            cwd=self._cwd,
+            say=self._say,
+            each_tick=self._keep_store,
+        )
+        self._supervisor.start()
+        self._wait_until_ready(self._supervisor, self.address)
+        (data_dir / "stack.json").write_text(json.dumps(self.address.__dict__, indent=1) + "\n", encoding="utf-8")
+        self._supervisor.watch()
+        return self.address
+
+    def stop(self) -> None:
+        """API, workers with their grace, sandbox, Valkey.  A second Ctrl-C meanwhile skips the waiting."""
+        try:
+            if self._supervisor is not None:
+                with second_signal_sets(self._supervisor.hurry, self._say):
+                    self._supervisor.stop()
+            if self._store is not None:
+                self._store.stop()
+        finally:
+            if self._lock is not None:
+                (self.options.data_dir / "stack.json").unlink(missing_ok=True)
+                os.close(self._lock)
+                self._lock = None
+
+    def __enter__(self) -> Self:
+        try:
+            self.start()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def _choose_address(self, redis_url: str) -> Address:
+        """Ports used before in this data directory are taken again: the sandbox's address is in the jobs' records."""
+        file = self.options.data_dir / "ports.json"
+        remembered: dict[str, int] = {}
+        with contextlib.suppress(OSError, ValueError):
+            remembered = json.loads(file.read_text(encoding="utf-8"))
+        api_port = self._choose_port("api", self.options.port, remembered.get("api", API_PORT), self.options.host)
+        ports = {"api": api_port}
+        sandbox_url = None
+        if self.options.sandbox:
+            usual, asked = remembered.get("sandbox", SANDBOX_PORT), self.options.sandbox_port
+            ports["sandbox"] = self._choose_port("sandbox", asked, usual, "127.0.0.1", not_=api_port)
+            sandbox_url = f"http://127.0.0.1:{ports['sandbox']}/v1"
+        file.write_text(json.dumps({**remembered, **ports}), encoding="utf-8")
+        host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(self.options.host, self.options.host)  # noqa: S104
+        host = f"[{host}]" if ":" in host and not host.startswith("[") else host
+        return Address(os.getpid(), f"http://{host}:{api_port}", sandbox_url, redis_url)
+
+    def _choose_port(self, name: str, asked: int | None, usual: int, host: str, *, not_: int | None = None) -> int:
+        if asked:
+            if not port_is_free(host, asked):
+                raise StackError(f"Port {asked}, asked for the {name}, is taken on {host}.")
+            return asked
+        if asked is None and usual != not_:
+            if port_is_free(host, usual):
+                return usual
+            port = free_port(host)
+            self._say(f"Port {usual} is taken; the {name} listens on {port}.")
+            return port
+        return free_port(host)
+
+    def _wait_until_ready(self, supervisor: Supervisor, address: Address) -> None:
+        waiting = {"api": f"{address.api_url}/healthz", "worker": f"{address.api_url}/readyz"}
+        if address.sandbox_url is not None:
+            waiting["sandbox"] = f"{address.sandbox_url}/models"
+        deadline = time.monotonic() + START_TIMEOUT_SECONDS
+        with httpx2.Client(trust_env=False, timeout=5.0, headers={"Authorization": "Bearer sk-sandbox"}) as client:
+            while waiting:
+                supervisor.check_all_run()
+                waiting = {name: url for name, url in waiting.items() if not _answers(client, url)}
+                if time.monotonic() > deadline:
+                    raise StackError(
+                        f"Not ready after {START_TIMEOUT_SECONDS:g} s: {', '.join(waiting)}.  "
+                        f"Logs: {self.options.data_dir / 'logs'}"
+                    )
+                time.sleep(0.05)
+
+    def _keep_store(self) -> None:
+        if self._store is None or self._store.alive() or time.monotonic() < self._store_retry_at:
+            return
+        self._say("Valkey ended; starting it again with everything it had acknowledged.")
+        try:
+            self._store = self._store.restarted()
+        except embedded.EmbeddedError as error:
+            self._say(str(error))
+            self._store_retry_at = time.monotonic() + 10.0
+
+
+def running_at(data_dir: Path) -> Address | None:
+    """The stack that runs in this data directory, if one does."""
+    try:
+        address = Address(**json.loads((data_dir / "stack.json").read_text(encoding="utf-8")))
+        os.kill(address.pid, 0)
+    except (OSError, ValueError, TypeError):
+        return None
+    return address
+
+
+def port_is_free(host: str, port: int) -> bool:
+    try:
+        _bound_port(host, port)
+    except OSError:
+        return False
+    return True
+
+
+def free_port(host: str) -> int:
+    try:
+        return _bound_port(host, 0)
+    except OSError as error:
+        raise StackError(f"Cannot listen on {host}: {error.strerror}.") from error
+
+
+@contextlib.contextmanager
+def second_signal_sets(hurry: threading.Event, say: Say) -> Iterator[None]:
+    """While stopping, Ctrl-C and SIGTERM no longer interrupt, they hurry."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def on_signal(_number: int, _frame: FrameType | None) -> None:
+        hurry.set()
+        say("Stopping at once.")
+
+    former: dict[signal.Signals, Any] = {
+        number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    }
+    try:
+        yield
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
+
+
+def _bound_port(host: str, port: int) -> int:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port in TIME_WAIT can be listened on again
+        probe.bind((host, port))
+        return int(probe.getsockname()[1])
+
+
+def _answers(client: httpx2.Client, url: str) -> bool:
+    try:
+        return client.get(url).status_code == httpx2.codes.OK
+    except httpx2.HTTPError:
+        return False
+
+
+def _admin_key(environment: Mapping[str, str]) -> str:
+    key = environment.get("DISTILL_ADMIN_KEY")
+    return key or Path(environment["DISTILL_ADMIN_KEY_FILE"]).read_text(encoding="utf-8").strip()
+
+
+def _lock_or_say_who(data_dir: Path) -> int:
+    descriptor = os.open(data_dir / "up.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        other = running_at(data_dir)
+        where = f"at {other.api_url} (pid {other.pid})" if other is not None else "and is just starting or stopping"
+        raise StackError(f"A stack already runs in {data_dir}, {where}.") from None
+    return descriptor
