@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
+from typing import Any
 
 import msgspec
 
@@ -72,15 +73,15 @@ class Faults:
     def rules(self) -> list[Json]:
         return list(self._store.table("fault").values())
 
-    def script(self, rules: Iterable[Json]) -> None:
+    def script(self, rules: Iterable[Any]) -> None:
         """Add rules after those there are; the first that matches strikes."""
-        checked = [self._checked(rule) for rule in rules]
+        checked = [self._checked(rule if isinstance(rule, dict) else {}) for rule in rules]
         start = max((int(key) for key in self._store.table("fault")), default=0)
         for number, rule in enumerate(checked, start + 1):
             self._store.put("fault", str(number), rule)
 
     def _checked(self, rule: Json) -> Json:
-        fault = rule.get("fault") if isinstance(rule, dict) else None
+        fault = rule.get("fault")
         if not isinstance(fault, dict) or fault.get("kind") not in KINDS:
             raise invalid(f"A rule needs a fault of a known kind: {', '.join(sorted(KINDS))}.", param="fault.kind")
         match = rule.get("match") or {}

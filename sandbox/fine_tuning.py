@@ -27,7 +27,17 @@ from sandbox.web import (
 from sandbox.world import World
 
 _KNOWN = frozenset(
-    ["model", "training_file", "validation_file", "method", "suffix", "seed", "metadata", "integrations", "hyperparameters"]
+    {
+        "hyperparameters",
+        "integrations",
+        "metadata",
+        "method",
+        "model",
+        "seed",
+        "suffix",
+        "training_file",
+        "validation_file",
+    }
 )
 _INTEGER_RANGES = {"n_epochs": (1, 50), "batch_size": (1, 256)}
 _ACTIVE = frozenset({"validating_files", "queued", "running"})
@@ -77,14 +87,15 @@ def _planned(fault: Json) -> Json:
             "param": fault.get("param"),
         }
         return {"bad_file" if fault.get("at") == "validating_files" else "failed": error}
-    return {
+    planned: dict[str, Json] = {
         "training_cancelled": {"cancelled": True},
         "training_status": {"held": {"status": fault.get("status", "paused"), "seconds": fault.get("seconds")}},
         "job_deleted": {"gone_after_seconds": fault.get("after_seconds", 0)},
         "list_lag": {"listed_after_seconds": fault.get("seconds", 5.0)},
         "success_error_value": {"success_error_value": fault.get("value")},
         "result_csv": {"result_csv": fault.get("encoding", "base64")},
-    }[kind]
+    }
+    return planned[kind]
 
 
 def _trainable(world: World, name: str) -> Model:
@@ -180,7 +191,7 @@ def _check_hyperparameter(name: str, value: object, names: tuple[str, ...]) -> N
     low, high = _INTEGER_RANGES.get(name, (0, 2 if name == "beta" else float("inf")))
     if isinstance(value, bool) or not isinstance(value, int if name in _INTEGER_RANGES else (int, float)):
         raise wrong_type(param, "a number or 'auto'")
-    if not (low <= value <= high and value > 0):  # type: ignore[operator]
+    if not (low <= value <= high and value > 0):
         raise wrong_value(param, f"must be from {low} to {high}")
 
 

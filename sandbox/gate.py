@@ -110,7 +110,7 @@ class Gate:
 
 
 async def _read(receive: Receive) -> bytes:
-    parts = []
+    parts: list[bytes] = []
     while True:
         message = await receive()
         if message["type"] == "http.disconnect":

@@ -5,13 +5,50 @@ from __future__ import annotations
 from typing import Any
 
 from sandbox.catalog import Model
-from sandbox.errors import invalid, missing, wrong_type, wrong_value
+from sandbox.errors import ApiError, invalid, missing, wrong_type, wrong_value
 from sandbox.speech import text_of
 from sandbox.store import Json
 from sandbox.web import checked_metadata
 
 _KNOWN = frozenset(
-    ["model", "messages", "store", "metadata", "max_completion_tokens", "max_tokens", "temperature", "top_p", "n", "seed", "stop", "response_format", "tools", "tool_choice", "parallel_tool_calls", "reasoning_effort", "verbosity", "service_tier", "prompt_cache_key", "prompt_cache_options", "prompt_cache_retention", "safety_identifier", "user", "logprobs", "top_logprobs", "presence_penalty", "frequency_penalty", "logit_bias", "stream", "stream_options", "modalities", "audio", "prediction", "web_search_options", "functions", "function_call"]
+    {
+        "audio",
+        "frequency_penalty",
+        "function_call",
+        "functions",
+        "logit_bias",
+        "logprobs",
+        "max_completion_tokens",
+        "max_tokens",
+        "messages",
+        "metadata",
+        "modalities",
+        "model",
+        "n",
+        "parallel_tool_calls",
+        "prediction",
+        "presence_penalty",
+        "prompt_cache_key",
+        "prompt_cache_options",
+        "prompt_cache_retention",
+        "reasoning_effort",
+        "response_format",
+        "safety_identifier",
+        "seed",
+        "service_tier",
+        "stop",
+        "store",
+        "stream",
+        "stream_options",
+        "temperature",
+        "tool_choice",
+        "tools",
+        "top_logprobs",
+        "top_p",
+        "user",
+        "verbosity",
+        "web_search_options",
+    }
 )
 _ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 _CHOICES = {
@@ -81,21 +118,9 @@ def _check_values(body: Json) -> None:
         if body.get(name) is not None and body[name] not in choices:
             raise wrong_value(name, f"supported values are {', '.join(choices)}")
     for name, (low, high) in _NUMBERS.items():
-        value = body.get(name)
-        if value is None:
-            continue
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise wrong_type(name, "a number")
-        if not low <= value <= high:
-            raise wrong_value(name, f"must be from {low} to {high}")
+        _check_number(body, name, (int, float), low, high)
     for name, (least, most) in _INTEGERS.items():
-        value = body.get(name)
-        if value is None:
-            continue
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise wrong_type(name, "an integer")
-        if not least <= value <= most:
-            raise wrong_value(name, f"must be from {least} to {most}")
+        _check_number(body, name, (int,), least, most)
     for name in ("store", "parallel_tool_calls", "logprobs", "stream"):
         if body.get(name) is not None and not isinstance(body[name], bool):
             raise wrong_type(name, "a boolean")
@@ -106,6 +131,16 @@ def _check_values(body: Json) -> None:
         raise wrong_value("stop", "must be a string or an array of at most 4 strings")
     if len(body.get("safety_identifier") or "") > 128:
         raise invalid("Invalid 'safety_identifier': longer than 128 characters.", param="safety_identifier")
+
+
+def _check_number(body: Json, name: str, types: tuple[type[int] | type[float], ...], low: float, high: float) -> None:
+    value = body.get(name)
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, types):
+        raise wrong_type(name, "an integer" if types == (int,) else "a number")
+    if not low <= value <= high:
+        raise wrong_value(name, f"must be from {low} to {high}")
 
 
 def _check_response_format(body: Json) -> None:
@@ -134,52 +169,37 @@ def _check_tools(body: Json) -> None:
 
 
 def _check_refusals(body: Json, model: Model) -> None:
-    effort = body.get("reasoning_effort")
-    if effort is not None:
+    if (effort := body.get("reasoning_effort")) is not None:
         if not model.reasons:
-            raise invalid(
-                "Unrecognized request argument supplied: reasoning_effort", param="reasoning_effort", code="unsupported_parameter"
-            )  # fmt: skip
+            raise _unsupported("reasoning_effort")
         if effort not in model.efforts:
-            raise invalid(
-                f"Unsupported value: 'reasoning_effort' does not support '{effort}' with this model. "
-                f"Supported values are: {', '.join(model.efforts)}.",
-                param="reasoning_effort",
-                code="unsupported_value",
-            )
+            raise _unsupported_value("reasoning_effort", f"Supported values are: {', '.join(model.efforts)}.")
     if not model.reasons:
         return
     if body.get("max_tokens") is not None:
-        raise invalid(
-            "Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens' instead.",
-            param="max_tokens",
-            code="unsupported_parameter",
-        )
+        raise _unsupported("max_tokens", " Use 'max_completion_tokens' instead.")
     reasoning = (effort or model.default_effort) != "none"
     if model.sampling == "never" or (model.sampling == "without_reasoning" and reasoning):
         for name in ("temperature", "top_p"):
             if body.get(name) not in {None, 1}:
-                raise invalid(
-                    f"Unsupported value: '{name}' does not support {body[name]} with this model. "
-                    "Only the default (1) value is supported.",
-                    param=name,
-                    code="unsupported_value",
-                )
+                raise _unsupported_value(name, "Only the default (1) value is supported.")
         if body.get("logprobs"):
-            raise invalid(
-                "Unsupported parameter: 'logprobs' is not supported with this model.",
-                param="logprobs",
-                code="unsupported_parameter",
-            )
+            raise _unsupported("logprobs")
     if not model.stop and body.get("stop") is not None:
-        raise invalid(
-            "Unsupported parameter: 'stop' is not supported with this model.",
-            param="stop",
-            code="unsupported_parameter",
-        )
+        raise _unsupported("stop")
     if body.get("tools") and (model.tools == "never" or (model.tools == "without_reasoning" and effort != "none")):
         raise invalid(
             f"Function tools with reasoning_effort are not supported for {model.id} in /v1/chat/completions. "
             "To use function tools, use /v1/responses or set reasoning_effort to 'none'.",
             param="reasoning_effort",
         )
+
+
+def _unsupported(name: str, hint: str = "") -> ApiError:
+    message = f"Unsupported parameter: '{name}' is not supported with this model.{hint}"
+    return invalid(message, param=name, code="unsupported_parameter")
+
+
+def _unsupported_value(name: str, hint: str) -> ApiError:
+    message = f"Unsupported value: '{name}' does not support this value with this model. {hint}"
+    return invalid(message, param=name, code="unsupported_value")

@@ -11,6 +11,7 @@ import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 
 import msgspec
 
@@ -18,7 +19,7 @@ from sandbox.speech import last_user_text
 from sandbox.store import Json
 
 #: How many of the nearest examples have a say.
-_VOTERS = 9
+_VOTERS = 25
 #: Below this likeness the question is foreign to the student, and it answers like its untrained base.
 _FOREIGN = 0.02
 
@@ -36,7 +37,7 @@ def features(text: str) -> Iterator[str]:
     words = re.findall(r"[\w']+", text.lower())
     stems = [word[:6] for word in words]
     yield from stems
-    yield from (f"{first} {second}" for first, second in zip(stems, stems[1:], strict=False))
+    yield from (f"{first} {second}" for first, second in pairwise(stems))
     for word in words:
         if len(word) > 4:
             yield from (f"~{word[at : at + 4]}" for at in range(len(word) - 3))
@@ -79,7 +80,7 @@ class _Index:
             return None
         votes: dict[str, float] = defaultdict(float)
         for number, value in nearest:
-            votes[self._labels[number]] += value * value
+            votes[self._labels[number]] += value
         return max(votes, key=lambda label: votes[label])
 
 
@@ -87,7 +88,7 @@ def _telling(counts: Counter[str], prior: Counter[str]) -> float:
     """How much seeing a feature says about the label: its surprise over the prior, shrunk when seldom seen."""
     total, everything = counts.total(), prior.total()
     surprise = sum(n / total * math.log(n / total * everything / prior[label]) for label, n in counts.items())
-    return 0.1 + surprise * total / (total + 2.0)
+    return 0.01 + surprise * total / (total + 1.0)
 
 
 class Mind:

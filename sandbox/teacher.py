@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from itertools import pairwise
 from typing import Any
 
 import msgspec
@@ -26,8 +27,8 @@ _TRIAGE = re.compile(r"triage|categor(y|ies|i[sz]e)|classif(y|ies)", re.IGNORECA
 _SUM = re.compile(r"(-?\d+(?:\.\d+)?)\s*([-+*/×x÷])\s*(-?\d+(?:\.\d+)?)")
 #: A line that opens a labelled answer: "Answer A:", "### Reference", "<candidate>".
 _LABEL = re.compile(
-    r"(?im)^[ \t]*(?:<|#+[ \t]*|\*\*|\[)?(?:the )?(?:reference|expected|ideal|correct|candidate|model|student|teacher|first|second"
-    r"|answer|response|output|completion|actual)\b[^\n:>]{0,30}(?::\**|>|\]|(?<=\w)$)"
+    r"(?im)^[ \t]*(?:<|#+[ \t]*|\*\*|\[)?(?:the )?(?:reference|expected|ideal|correct|actual|candidate|model|student"
+    r"|teacher|first|second|answer|response|output|completion)\b[^\n:>]{0,30}(?::\**|>|\]|(?<=\w)$)"
 )
 _OPENINGS = ("In short", "Briefly", "To answer plainly", "Here is the gist")
 
@@ -80,10 +81,10 @@ def _fitted(known: Json, schema: Any, seed: str) -> Json:
 
 
 def similarity_of_answers(asked: str) -> float:
-    """How alike the last two labelled answers in a judge's prompt are, 0 to 1.  Two JSON objects are compared by field."""
+    """How alike the last two labelled answers in a judge's prompt are, 0 to 1; JSON objects are compared by field."""
     ends = [(match.start(), match.end()) for match in _LABEL.finditer(asked)]
     starts = [*ends, (len(asked), len(asked))]
-    sections = [asked[end:next_start] for (_, end), (next_start, _) in zip(starts, starts[1:], strict=False)]
+    sections = [asked[end:next_start] for (_, end), (next_start, _) in pairwise(starts)]
     answers = [re.sub(r"</?\w+>|```\w*", "", section).strip() for section in sections]
     answers = [text for text in answers if text]
     if len(answers) < 2:
@@ -92,8 +93,9 @@ def similarity_of_answers(asked: str) -> float:
     first, second = answers[-2:]
     left, right = _object(first), _object(second)
     if left and right:
-        return round(sum(left.get(key) == right.get(key) for key in left | right) / len(left | right), 3)
-    return round(difflib.SequenceMatcher(None, first, second, autojunk=False).ratio(), 3)
+        return round(sum(1 for key in left | right if left.get(key) == right.get(key)) / len(left | right), 3)
+    likeness = difflib.SequenceMatcher(None, first, second, autojunk=False).ratio()
+    return round(float(likeness), 3)
 
 
 def _object(text: str) -> Json:

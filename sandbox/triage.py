@@ -27,8 +27,11 @@ _CUES: Mapping[str, tuple[tuple[str, int], ...]] = {
         (r"security|gdpr|\bpublicly\b", 2),
     ),
     "outage": (
-        (r"outage|\b50[234]\b|status page|(is|are|went|been|gone) (completely |totally |all )?down\b", 5),
-        (r"unreachable|nobody (here )?can|no ?one (here )?can|for everyone|whole (team|office|company|site)", 4),
+        (r"outage|\b50[234]\b|status page|(is|are|it's|went|been|gone|cloud) (completely |totally |all )?down\b", 5),
+        (
+            r"unreachable|nobody (here )?can|no ?one (here |in the office )?can|for everyone|whole (team|office|company|site)",
+            4,
+        ),
         (r"(all|every one) of our (users|customers|sites|stores)|timing out|times? out", 3),
     ),
     "refund": (
@@ -41,16 +44,20 @@ _CUES: Mapping[str, tuple[tuple[str, int], ...]] = {
         (r"\bplan\b|pric(e|es|ing)|discount|coupon|seats?\b", 2),
     ),
     "login": (
-        (r"log(ging|ged)? ?-?in\b|sign(ing|ed)? ?-?in\b|password\w*|locked out|\bsso\b|\b2fa\b|two-factor", 5),
-        (r"authenticator|verification (code|e-?mail)|reset link|log me out|passkey|one-time code|credentials", 5),
+        (r"log(ging|ged)? ?-?in\b|sign(ing|ed)? ?-?in\b|password\w*|locked\b|\bsso\b|\b2fa\b|two-factor", 5),
+        (
+            r"authenticator|verification (code|e-?mail)|reset link|\blogins?\b|sign(ed|ing|s)? (me )?out|log(ged|s)? me out|passkey|one-time code|credentials",
+            5,
+        ),
     ),
     "shipping": (
-        (r"parcel\w*|shipment\w*|shipp(ed|ing)|courier\w*|tracking|deliver(y|ed|ies)|dispatch\w*|customs", 4),
+        (r"parcel\w*|shipment\w*|shipp(ed|ing)|courier\w*|tracking|deliver(y|ed|ies)?\b|dispatch\w*|customs", 4),
         (r"package\w*|warehouse|doorstep|arriv(e|ed|es|ing)|depot|pallet", 3),
     ),
     "feature_request": (
         (
-            r"feature\w*|would (be|really be) (great|nice|lovely|handy|useful)|(could|can) you (please )?add|please add",
+            r"feature\w*|would (really )?be (great|nice|lovely|handy|useful)|(could|can) you (please )?add"
+            r"|please add",
             5,
         ),
         (r"\bwish\b|suggest\w*|roadmap|any plans|dark mode|(would|we'?d|i'?d) love|it'?d be (great|nice|handy)", 5),
@@ -58,16 +65,28 @@ _CUES: Mapping[str, tuple[tuple[str, int], ...]] = {
     ),
     "bug": (
         (r"\bbugs?\b|crash\w*|freez\w+|frozen|glitch\w*|stack ?trace|error\w*|exception", 4),
-        (r"(does ?n'?t|not|stopped|isn'?t) (work|working|respond\w*|sav\w+|load\w*|sync\w*)|broken|blank|garbled", 4),
-        (r"wrong (total|number|date|time|order|column|currency)\w*|duplicat\w+|stuck|spinn\w+|disappear\w*", 3),
+        (
+            r"(does ?n'?t|not|stopped|isn'?t|don'?t) (work|working|respond\w*|sav\w+|load\w*|sync\w*)|broken|blank|garbled",
+            4,
+        ),
+        (
+            r"wrong (total|number|date|time|order|column|currency)\w*|numbers are wrong|vanish\b|inserts the letter|duplicat\w+|stuck|spinn\w+|disappear\w*",
+            3,
+        ),
     ),
 }
-_URGENT = r"\burgent(ly)?\b|\basap\b|emergency|immediately|right now|right away|losing (money|orders|customers|sales)|critical"
+_URGENT = (
+    r"\burgent(ly)?\b|\basap\b|emergency|immediately|right now|right away|critical"
+    r"|losing (money|orders|customers|sales)"
+)
 _HIGH = (
     r"\btoday\b|blocked|blocking|can'?t work|cannot work|as soon as possible|deadline|(second|third|fourth|fifth) time"
     r"|still waiting|unacceptable|furious|\bangry\b|important|escalat\w+|tomorrow"
 )
-_LOW = r"no rush|not urgent|whenever|no hurry|low priority|\bminor\b|small thing|just curious|\bfyi\b|cosmetic|nothing serious"
+_LOW = (
+    r"no rush|not urgent|whenever|no hurry|low priority|\bminor\b|small thing|just curious|\bfyi\b|cosmetic"
+    r"|nothing serious"
+)
 _USUAL: Mapping[str, str] = {"outage": "urgent", "security": "high", "feature_request": "low"}
 
 

@@ -64,16 +64,15 @@ def checked_metadata(value: object) -> dict[str, str]:
     if len(value) > 16:
         raise invalid("Invalid 'metadata': at most 16 pairs are allowed.", param="metadata", code="object_too_large")
     for key, text in value.items():
+        param = f"metadata.{key[:64]}"
         if not isinstance(text, str):
-            raise wrong_type(f"metadata.{key[:64]}", "a string")
-        if len(key) > 64:
+            raise wrong_type(param, "a string")
+        if len(key) > 64 or len(text) > 512:
             raise invalid(
-                "Invalid 'metadata': a key is longer than 64 characters.",
-                param="metadata",
+                f"Invalid '{param}': a key is at most 64 characters long, a value at most 512.",
+                param=param,
                 code="string_above_max_length",
             )
-        if len(text) > 512:
-            raise invalid(f"Invalid 'metadata.{key}': longer than 512 characters.", param=f"metadata.{key}", code="string_above_max_length")  # fmt: skip
     return dict(value)
 
 

@@ -34,7 +34,7 @@ class Webhooks:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def configure(self, endpoint: Json) -> Json:
-        """endpoint: {url, secret?, duplicates? (extra deliveries of each event), reorder?}; without a URL none is sent."""
+        """endpoint: {url, secret?, duplicates? (further copies of each event), reorder?}; no URL, no webhooks."""
         if not endpoint.get("url"):
             self._store.drop("webhook", "endpoint")
             return {"url": None}
