@@ -66,8 +66,7 @@ def completion_id(secret: bytes, job_id: JobId, pass_number: int, index: int) ->
     pass_number: 0 is the teacher's pass, 0 <= pass_number < 2**15.  index: 0 <= index < 2**35.
     So a completion is found again by its id alone, without an index of a million entries."""
     where = _base32(pass_number, 3) + _base32(index, 7)
-    mac = hmac.new(secret, f"{job_id}/{where}".encode(), hashlib.sha256).digest()
-    return CompletionId(f"cmp_{where}{_base32(int.from_bytes(mac[:15]), _RANDOM_CHARS)}")
+    return CompletionId(f"cmp_{where}{_seal(secret, f'{job_id}/{where}')}")
 
 
 def locate_completion(secret: bytes, job_id: JobId, text: str) -> tuple[int, int] | None:
@@ -77,3 +76,22 @@ def locate_completion(secret: bytes, job_id: JobId, text: str) -> tuple[int, int
     pass_number, index = _number(text[4:7]), _number(text[7:14])
     genuine = hmac.compare_digest(completion_id(secret, job_id, pass_number, index), text)
     return (pass_number, index) if genuine else None
+
+
+def event_id(secret: bytes, job_id: JobId, sequence: int) -> EventId:
+    """The id under which one event of a job is shown; like `completion_id`, it says where the event lies."""
+    where = _base32(sequence, _TIME_CHARS)
+    return EventId(f"evt_{where}{_seal(secret, f'{job_id}/event/{where}')}")
+
+
+def locate_event(secret: bytes, job_id: JobId, text: str) -> int | None:
+    """The sequence of an id that `event_id` made for this job, else None."""
+    if not is_id("evt", text):
+        return None
+    sequence = _number(text[4 : 4 + _TIME_CHARS])
+    return sequence if hmac.compare_digest(event_id(secret, job_id, sequence), text) else None
+
+
+def _seal(secret: bytes, what: str) -> str:
+    mac = hmac.new(secret, what.encode(), hashlib.sha256).digest()
+    return _base32(int.from_bytes(mac[:15]), _RANDOM_CHARS)

@@ -8,6 +8,7 @@ from typing import Any, Self
 
 import msgspec
 import redis.asyncio as redis
+from redis.exceptions import ResponseError
 
 from shared.errors import StoreFull
 from shared.store import keys
@@ -59,9 +60,14 @@ class Store:
             raise StoreFull("The store is nearly full; jobs already accepted go on.  Try again later.")
 
     async def durability(self) -> dict[str, str]:
-        """The server's settings on which "accepted" rests: appendonly, appendfsync, maxmemory-policy."""
+        """The server's settings on which "accepted" rests: appendonly, appendfsync, maxmemory-policy.
+
+        Empty where the server does not say, as hosted ones may not."""
         names = ("appendonly", "appendfsync", "maxmemory-policy")
-        return {name: str((await ask(self._redis.config_get(name))).get(name, "")) for name in names}
+        try:
+            return {name: str((await ask(self._redis.config_get(name))).get(name, "")) for name in names}
+        except ResponseError:
+            return {}
 
     async def sweep(self, *, grace_seconds: float, limit: int) -> list[str]:
         """Members of the due clock whose time has come, each handed out once per grace period."""

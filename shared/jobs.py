@@ -1,0 +1,510 @@
+"""The use cases of jobs: what the API offers its callers, without HTTP.
+
+Rules are pure functions over the request (`plan`); what they pass is written by the store in one step; a worker is
+rung afterwards, and never waited for."""
+
+from __future__ import annotations
+
+import asyncio
+import difflib
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Network
+from typing import Final, Protocol
+
+import msgspec
+from msgspec.structs import replace
+
+from shared.capabilities import check_response_format, check_tools, params_faults
+from shared.curation import assistant_message, check_response_schema, split_of
+from shared.errors import BadRequest, Conflict, Fault, NotFound, ProviderError, StoreError, ValidationFailed
+from shared.graders import ScoreModel, parse_graders
+from shared.ids import JobId, TenantId, is_id, new_event_id, new_job_id
+from shared.lifecycle import TERMINAL, JobStatus, PausedReason
+from shared.models import (
+    NANO,
+    Advice,
+    Budget,
+    Counters,
+    Event,
+    FineTune,
+    Job,
+    JobSpec,
+    Money,
+    Prompt,
+    StoredCompletion,
+    usd,
+)
+from shared.notices import deliveries_for
+from shared.pricing import Estimate, Prices, prompt_size
+from shared.queue import ADVANCE_JOB
+from shared.settings import ProviderSettings
+from shared.store import Store
+from shared.store.content import chunked
+from shared.store.jobs import TEACHER, Change, Refused
+from shared.webhooks import check_url
+
+S = JobStatus
+_DAY_MS: Final = 86_400_000
+_RINGS_MAX: Final = 1_000  # bells on their way; beyond, the sweep finds the jobs by their due time
+_TRIES: Final = 8  # a change refused because the job moved meanwhile is decided again, so many times
+_METADATA_PAIRS_STORED: Final = 14  # of the 16 a provider keeps, two are ours: by them a lost answer is found again
+_PER_PROMPT: Final = frozenset({"tools", "response_format"})  # said once for all, kept with each prompt
+_SMALL_HOLDOUT: Final = 30  # examples; below, intervals are so wide that most verdicts are "inconclusive"
+
+
+class Bell(Protocol):
+    async def ring(self, task: str, id_: str) -> bool: ...
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the operator allows."""
+
+    prompts_max: int
+    prompt_max_chars: int
+    chunk_size: int
+    retention_days_max: int
+    webhook_allow_http: bool
+    webhook_ports: tuple[int, ...]
+    webhook_allow_networks: tuple[IPv4Network | IPv6Network, ...]
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """A request that passed every rule, as it will be carried out.  prompts: with what the job says for all of them."""
+
+    spec: JobSpec
+    prompts: list[Prompt]
+    estimate: Estimate | None
+    warnings: list[Advice]
+
+
+class Jobs:
+    """Everything a caller can do with jobs.  One per process."""
+
+    def __init__(
+        self,
+        store: Store,
+        doorbell: Bell,
+        *,
+        providers: Mapping[str, ProviderSettings],
+        prices: Prices,
+        limits: Limits,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._store = store
+        self._doorbell = doorbell
+        self._providers = providers
+        self._prices = prices
+        self._limits = limits
+        self._clock = clock
+        self._rings: set[asyncio.Task[bool]] = set()
+
+    # --- asking for one ----------------------------------------------------------------------------------------------
+
+    def plan(self, spec: JobSpec, prompts: Sequence[Prompt]) -> Plan:
+        """The request as it would be carried out; touches nothing.  Raises ValidationFailed with every fault."""
+        asked = [_with_defaults(prompt, spec) for prompt in prompts]
+        params = {
+            name: value for name, value in spec.teacher.params.items() if name not in _PER_PROMPT and value is not None
+        }
+        faults = [*self._faults(spec, asked)]
+        spec = replace(spec, teacher=replace(spec.teacher, params=params))
+        if faults:
+            raise invalid(faults)
+        estimate = self._estimate(spec, asked)
+        faults = [*self._budget_faults(spec.budget, spec, estimate)]
+        if faults:
+            raise invalid(faults)
+        return Plan(spec, asked, estimate, [*self._warnings(spec, asked, estimate)])
+
+    async def submit(self, tenant: TenantId, spec: JobSpec, prompts: Sequence[Prompt]) -> Job:
+        """Accept a job: when this returns, it survives a crash of every process."""
+        return await self.accept(tenant, await _off_loop(self.plan, spec, prompts))
+
+    async def accept(self, tenant: TenantId, plan: Plan, *, retry_of: JobId | None = None) -> Job:
+        await self._store.require_room()
+        now_ms = self._now_ms()
+        estimate = plan.estimate
+        job = Job(
+            id=new_job_id(),
+            tenant=tenant,
+            spec=plan.spec,
+            status=S.QUEUED,
+            version=1,
+            created_at_ms=now_ms,
+            deadline_at_ms=now_ms + plan.spec.deadline_seconds * 1000,
+            counters=Counters(prompts_total=len(plan.prompts)),
+            money=Money(
+                estimated_low_nano=estimate.low_nano if estimate else None,
+                estimated_high_nano=estimate.high_nano if estimate else None,
+                limit_nano=plan.spec.budget.max_cost_nano,
+            ),
+            fine_tunes=[FineTune() for _ in plan.spec.students],
+            warnings=plan.warnings,
+            retry_of=retry_of,
+        )
+        chunks = list(chunked(plan.prompts, self._limits.chunk_size))
+        await self._store.jobs.accept(job, chunks, _event("The job was accepted.", S.QUEUED, now_ms))
+        self._ring(job.id)
+        return job
+
+    async def retry(self, tenant: TenantId, job_id: str, budget: Budget | None = None) -> Job:
+        """A new job like an ended one.  Usable answers already paid for are taken along and not asked again."""
+        old = await self.get(tenant, job_id)
+        if old.status not in TERMINAL:
+            raise Conflict(
+                "The job has not ended.  Cancel it first, or resume it if it is paused.", code="job_not_terminal"
+            )
+        spec = replace(old.spec, budget=budget) if budget is not None else old.spec
+        prompts = [
+            replace(prompt, completion=prompt.completion or _usable(completion))
+            async for _, prompt, completion, _ in self._store.content.curated(old.id, TEACHER)
+        ]
+        # The stored prompts carry the system prompt already, also those that had one of their own.
+        plan = await _off_loop(self.plan, replace(spec, system_prompt=None), prompts)
+        plan = replace(plan, spec=replace(plan.spec, system_prompt=spec.system_prompt))
+        return await self.accept(tenant, plan, retry_of=old.id)
+
+    # --- looking -----------------------------------------------------------------------------------------------------
+
+    async def get(self, tenant: TenantId, job_id: str) -> Job:
+        """Raises NotFound, the same for a foreign job, for none and for what is no id at all."""
+        return await self._store.jobs.get(tenant, _checked(job_id))
+
+    async def version(self, tenant: TenantId, job_id: str) -> int:
+        return await self._store.jobs.version(tenant, _checked(job_id))
+
+    async def page(
+        self, tenant: TenantId, *, limit: int, after: str | None, newest_first: bool, status: JobStatus | None
+    ) -> tuple[list[Job], bool]:
+        """after: id of the last job seen.  Raises BadRequest `invalid_cursor` when it is no job id."""
+        if after is not None and not is_id("job", after):
+            raise BadRequest(
+                "`after` is not the id of a job.  Pass `last_id` of the page before.",
+                code="invalid_cursor",
+                param="after",
+            )
+        return await self._store.jobs.page(tenant, limit=limit, after=after, newest_first=newest_first, status=status)
+
+    # --- steering ----------------------------------------------------------------------------------------------------
+
+    async def cancel(self, tenant: TenantId, job_id: str) -> Job:
+        """Stop a job, at once or as soon as its worker lets go.  What is paid stays.  Idempotent."""
+
+        def decide(job: Job) -> Change | None:
+            if job.status in {S.CANCELLED, S.CANCELLING}:
+                return None
+            if job.status in TERMINAL:
+                raise Conflict(f"The job has {job.status} already.", code="job_not_cancellable")
+            now_ms = self._now_ms()
+            if job.status is not S.QUEUED:
+                event = _event("Cancelling was requested.", S.CANCELLING, now_ms)
+                return Change(status=S.CANCELLING, set={"paused_reason": None}, events=[event], due_in_seconds=0.0)
+            return Change(
+                status=S.CANCELLED,
+                set={"finished_at_ms": now_ms, "expires_at_ms": now_ms + job.spec.retention_days * _DAY_MS},
+                events=[_event("The job was cancelled before it started.", S.CANCELLED, now_ms)],
+                deliveries=deliveries_for(job, "job.cancelled", job.version + 1, status=S.CANCELLED, now_ms=now_ms),
+                due_in_seconds=-1.0,
+            )
+
+        return await self._change(tenant, job_id, decide)
+
+    async def pause(self, tenant: TenantId, job_id: str) -> Job:
+        """Start no further calls until resumed; those in flight are kept.  Idempotent."""
+
+        def decide(job: Job) -> Change | None:
+            if job.status is S.PAUSED:
+                return None
+            if job.status is not S.RUNNING:
+                raise Conflict(f"Only a running job can be paused; this one is {job.status}.", code="job_not_running")
+            now_ms = self._now_ms()
+            return Change(
+                status=S.PAUSED,
+                set={"paused_reason": PausedReason.REQUESTED},
+                events=[_event("The job was paused by its owner.", S.PAUSED, now_ms)],
+                deliveries=deliveries_for(job, "job.paused", job.version + 1, status=S.PAUSED, now_ms=now_ms),
+                due_in_seconds=0.0,
+            )
+
+        return await self._change(tenant, job_id, decide)
+
+    async def resume(self, tenant: TenantId, job_id: str, budget: Budget | None = None) -> Job:
+        """Go on with a paused job, with another budget if one is given.  Idempotent without one."""
+
+        def decide(job: Job) -> Change | None:
+            if job.status is S.RUNNING and budget is None:
+                return None
+            if job.status is not S.PAUSED:
+                raise Conflict(f"Only a paused job can be resumed; this one is {job.status}.", code="job_not_paused")
+            changed: dict[str, object] = {"paused_reason": None}
+            if budget is not None:
+                if faults := [*self._budget_faults(budget, job.spec, None, money=job.money)]:
+                    raise invalid(faults)
+                changed |= {"spec": replace(job.spec, budget=budget), "limit_nano": budget.max_cost_nano}
+            event = _event("The job was resumed by its owner.", S.RUNNING, self._now_ms())
+            return Change(status=S.RUNNING, set=changed, events=[event], due_in_seconds=0.0)
+
+        return await self._change(tenant, job_id, decide)
+
+    async def _change(self, tenant: TenantId, job_id: str, decide: Callable[[Job], Change | None]) -> Job:
+        """Decide on the job as it stands, and again when it moved meanwhile.  None: it stands where it should."""
+        for _ in range(_TRIES):
+            job = await self.get(tenant, job_id)
+            change = decide(job)
+            if change is None:
+                return job
+            written = await self._store.jobs.change(job, change)
+            if not isinstance(written, Refused):
+                self._ring(job.id)
+                return await self.get(tenant, job_id)
+        raise StoreError("The job is changing too fast to be steered.  Try again in a moment.")
+
+    # --- ringing -----------------------------------------------------------------------------------------------------
+
+    def _ring(self, job_id: JobId) -> None:
+        """Never waited for: a bell that is lost is rung again by the sweep."""
+        if len(self._rings) < _RINGS_MAX:
+            task = asyncio.get_running_loop().create_task(self._doorbell.ring(ADVANCE_JOB, job_id))
+            self._rings.add(task)
+            task.add_done_callback(self._rings.discard)
+
+    async def close(self, *, wait_seconds: float = 3.0) -> None:
+        """Let the bells on their way ring out."""
+        if self._rings:
+            await asyncio.wait(self._rings, timeout=wait_seconds)
+
+    def _now_ms(self) -> int:
+        return int(self._clock() * 1000)
+
+    # --- rules -------------------------------------------------------------------------------------------------------
+
+    def _faults(self, spec: JobSpec, prompts: Sequence[Prompt]) -> Iterator[Fault]:
+        yield from self._provider_faults(spec)
+        yield from params_faults(
+            spec.teacher.model,
+            spec.teacher.params,
+            tools=any(prompt.tools for prompt in prompts),
+            pointer="/teacher/params",
+        )
+        yield from _raised(lambda: parse_graders(spec.evaluation.graders))
+        schema = spec.curation.response_schema
+        if schema is not None:
+            yield from _raised(lambda: check_response_schema(schema))
+        if spec.webhook is not None:
+            url = spec.webhook.url
+            yield from _raised(
+                lambda: check_url(
+                    url,
+                    allow_http=self._limits.webhook_allow_http,
+                    ports=self._limits.webhook_ports,
+                    allow_networks=self._limits.webhook_allow_networks,
+                )
+            )
+        if spec.retention_days > self._limits.retention_days_max:
+            yield Fault("/retention_days", "out_of_range", f"must be at most {self._limits.retention_days_max}")
+        if spec.store and len(spec.metadata) > _METADATA_PAIRS_STORED:
+            yield Fault(
+                "/metadata", "wrong_length", f"must have at most {_METADATA_PAIRS_STORED} pairs beside `store`: true"
+            )
+        yield from self._prompt_faults(spec, prompts)
+
+    def _provider_faults(self, spec: JobSpec) -> Iterator[Fault]:
+        named = [("/teacher/provider", spec.teacher.provider, False)]
+        named += [(f"/students/{i}/provider", student.provider, True) for i, student in enumerate(spec.students)]
+        for place, grader in enumerate(spec.evaluation.graders):
+            if grader.get("type") == "score_model" and isinstance(grader.get("provider"), str):
+                named.append((f"/evaluation/graders/{place}/provider", grader["provider"], False))
+        for pointer, name, trains in named:
+            provider = self._providers.get(name)
+            if provider is None:
+                near = difflib.get_close_matches(name[:64], list(self._providers), n=1)
+                hint = f"; did you mean {near[0]}?" if near else f"; there is {_listed(sorted(self._providers))}"
+                yield Fault(pointer, "unknown_provider", "is not a configured provider" + hint)
+            elif trains and not provider.can_train:
+                yield Fault(
+                    pointer, "provider_training_closed", "takes no fine-tuning jobs; its dataset can be exported"
+                )
+
+    def _prompt_faults(self, spec: JobSpec, prompts: Sequence[Prompt]) -> Iterator[Fault]:
+        place, limits = "/source/prompts", self._limits
+        if len(prompts) > limits.prompts_max:
+            yield Fault(place, "too_many_prompts", f"must be at most {limits.prompts_max:,}")
+            return
+        seen: set[str] = set()
+        for i, prompt in enumerate(prompts):
+            if _chars(prompt) > limits.prompt_max_chars:
+                yield Fault(f"{place}/{i}", "prompt_too_long", f"is longer than {limits.prompt_max_chars:,} characters")
+            if prompt.key is not None:
+                if prompt.key in seen:
+                    yield Fault(f"{place}/{i}/key", "duplicate_prompt_key", "is the key of an earlier prompt")
+                seen.add(prompt.key)
+        splits = [split_of(prompt.messages, prompt.tools, spec.split) for prompt in prompts]
+        train, needed = splits.count("train"), spec.curation.min_accepted
+        if train < needed:
+            yield Fault(
+                place,
+                "too_few_prompts",
+                f"leave {train} of {len(prompts)} for training and curation.min_accepted asks for {needed}",
+            )
+        elif spec.split.holdout > 0 and "holdout" not in splits:
+            yield Fault(
+                "/split/holdout",
+                "holdout_too_small",
+                "leaves no prompt in the holdout; send more prompts or ask for a larger share",
+            )
+
+    def _budget_faults(
+        self, budget: Budget, spec: JobSpec, estimate: Estimate | None, *, money: Money | None = None
+    ) -> Iterator[Fault]:
+        """estimate: for a new job.  money: of one that has begun."""
+        limit = budget.max_cost_nano
+        if limit is None:
+            return
+        for pointer, price_list, model in self._billed(spec):
+            if not self._prices.is_priced(price_list, model):
+                yield Fault(pointer, "model_unpriced", "has no known price, so a budget cannot be kept; leave it out")
+        where = "/budget/max_cost_usd"
+        if estimate is not None and limit < estimate.low_nano:
+            yield Fault(where, "cost_above_limit", f"is below the least this job will cost, {usd(estimate.low_nano)}")
+        spent = money.spent_nano + money.reserved_nano + money.unconfirmed_nano if money is not None else 0
+        if limit <= spent and money is not None:
+            yield Fault(where, "cost_above_limit", f"must be more than what is spent already, {usd(spent)}")
+
+    def _billed(self, spec: JobSpec) -> Iterator[tuple[str, str | None, str]]:
+        """(pointer, price list, model) of every model that will be called."""
+        yield "/teacher/model", self._price_list(spec.teacher.provider), spec.teacher.model
+        for i, student in enumerate(spec.students):
+            yield f"/students/{i}/model", self._price_list(student.provider), student.model
+        for place, grader in enumerate(parse_graders(spec.evaluation.graders)):
+            if isinstance(grader, ScoreModel):
+                yield f"/evaluation/graders/{place}/model", self._price_list(grader.provider), grader.model
+
+    def _price_list(self, provider: str) -> str | None:
+        found = self._providers.get(provider)
+        return None if found is None else found.prices
+
+    def _estimate(self, spec: JobSpec, prompts: Sequence[Prompt]) -> Estimate | None:
+        """None when nothing of it has a price."""
+        estimate = self._prices.estimate(
+            spec,
+            {name: provider.prices for name, provider in self._providers.items()},
+            prompts=len(prompts),
+            asked=sum(prompt.completion is None for prompt in prompts),
+            prompt_bytes=sum(map(prompt_size, prompts)),
+        )
+        return estimate if estimate.high_nano or not estimate.unpriced else None
+
+    def _warnings(self, spec: JobSpec, prompts: Sequence[Prompt], estimate: Estimate | None) -> Iterator[Advice]:
+        if estimate is None or estimate.unpriced:
+            yield Advice(
+                code="cost_incomplete",
+                message="Some calls or trainings have no known price; the estimate leaves them out.",
+            )
+        if spec.store and not self._providers[spec.teacher.provider].can_store:
+            yield Advice(code="store_ignored", message="The teacher's provider does not keep completions.")
+        if spec.split.holdout == 0:
+            yield Advice(code="no_holdout", message="Without a holdout the students are trained and not judged.")
+        elif (size := round(len(prompts) * spec.split.holdout)) < _SMALL_HOLDOUT:
+            yield Advice(
+                code="holdout_small",
+                message=f"About {size} prompts are held out; the verdict will probably be inconclusive.",
+            )
+
+
+def invalid(faults: Sequence[Fault]) -> ValidationFailed:
+    """All faults as one error, named after the first."""
+    first = faults[0]
+    more = f" And {len(faults) - 1} more." if len(faults) > 1 else ""
+    own = first.code if first.code in NAMED_FAULTS else None
+    sentence = f"{first.pointer} {first.detail}." if first.pointer else f"The body {first.detail}."
+    return ValidationFailed(sentence + more, code=own, param=first.pointer, faults=faults)
+
+
+#: Faults that give the whole answer their code; all others are `validation_failed`.
+NAMED_FAULTS: Final = frozenset(
+    {
+        "too_few_prompts",
+        "too_many_prompts",
+        "prompt_too_long",
+        "duplicate_prompt_key",
+        "unsupported_param",
+        "model_unpriced",
+        "cost_above_limit",
+        "url_not_allowed",
+        "holdout_too_small",
+        "provider_training_closed",
+    }
+)
+
+
+def parse_usd(text: str) -> int:
+    """Nano-dollars of a decimal string, "10.00" → 10_000_000_000.  text: digits, at most nine after the point."""
+    whole, _, fraction = text.partition(".")
+    return int(whole) * NANO + int(fraction.ljust(9, "0") or "0")
+
+
+def _with_defaults(prompt: Prompt, spec: JobSpec) -> Prompt:
+    """A prompt as it will be asked: the job's system prompt, tools and response format where it has none of its own."""
+    messages = prompt.messages
+    if spec.system_prompt and not any(message.get("role") in {"system", "developer"} for message in messages):
+        messages = [{"role": "system", "content": spec.system_prompt}, *messages]
+    tools, response_format = spec.teacher.params.get("tools"), spec.teacher.params.get("response_format")
+    return replace(
+        prompt,
+        messages=messages,
+        tools=prompt.tools or (tools if check_tools(tools) is None else None),
+        response_format=prompt.response_format
+        or (response_format if check_response_format(response_format) is None else None),
+    )
+
+
+def _usable(completion: StoredCompletion | None) -> dict[str, object] | None:
+    """The message of an answer that nothing was found against on arrival."""
+    if completion is None or completion.raw is None or completion.reason is not None:
+        return None
+    try:
+        return assistant_message(completion.raw)[0]
+    except ProviderError:
+        return None
+
+
+def _chars(prompt: Prompt) -> int:
+    texts = 0
+    for message in prompt.messages:
+        content = message.get("content")
+        texts += len(content) if isinstance(content, str) else len(msgspec.json.encode(content))
+    return texts
+
+
+def _raised(check: Callable[[], object]) -> Sequence[Fault]:
+    try:
+        check()
+    except ValidationFailed as error:
+        return error.faults
+    return ()
+
+
+def _event(message: str, status: JobStatus, now_ms: int) -> Event:
+    return Event(
+        id=new_event_id(), level="info", type="status", message=message, created_at_ms=now_ms, data={"status": status}
+    )
+
+
+def _checked(job_id: str) -> JobId:
+    if not is_id("job", job_id):
+        raise NotFound("There is no such job.")
+    return JobId(job_id)
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names) if names else "none configured"
+
+
+async def _off_loop(
+    plan: Callable[[JobSpec, Sequence[Prompt]], Plan], spec: JobSpec, prompts: Sequence[Prompt]
+) -> Plan:
+    """Plan in a thread: large requests take long enough to hold up everybody else's."""
+    return await asyncio.to_thread(plan, spec, prompts)
