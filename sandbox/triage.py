@@ -29,7 +29,8 @@ _CUES: Mapping[str, tuple[tuple[str, int], ...]] = {
     "outage": (
         (r"outage|\b50[234]\b|status page|(is|are|it's|went|been|gone|cloud) (completely |totally |all )?down\b", 5),
         (
-            r"unreachable|nobody (here )?can|no ?one (here |in the office )?can|for everyone|whole (team|office|company|site)",
+            r"unreachable|nobody (here )?can|no ?one (here |in the office )?can|for everyone"
+            r"|whole (team|office|company|site)",
             4,
         ),
         (r"(all|every one) of our (users|customers|sites|stores)|timing out|times? out", 3),
@@ -46,7 +47,8 @@ _CUES: Mapping[str, tuple[tuple[str, int], ...]] = {
     "login": (
         (r"log(ging|ged)? ?-?in\b|sign(ing|ed)? ?-?in\b|password\w*|locked\b|\bsso\b|\b2fa\b|two-factor", 5),
         (
-            r"authenticator|verification (code|e-?mail)|reset link|\blogins?\b|sign(ed|ing|s)? (me )?out|log(ged|s)? me out|passkey|one-time code|credentials",
+            r"authenticator|verification (code|e-?mail)|reset link|\blogins?\b|credentials"
+            r"|sign(ed|ing|s)? (me )?out|log(ged|s)? me out|passkey|one-time code",
             5,
         ),
     ),
@@ -66,11 +68,13 @@ _CUES: Mapping[str, tuple[tuple[str, int], ...]] = {
     "bug": (
         (r"\bbugs?\b|crash\w*|freez\w+|frozen|glitch\w*|stack ?trace|error\w*|exception", 4),
         (
-            r"(does ?n'?t|not|stopped|isn'?t|don'?t) (work|working|respond\w*|sav\w+|load\w*|sync\w*)|broken|blank|garbled",
+            r"(does ?n'?t|not|stopped|isn'?t|don'?t) (work|working|respond\w*|sav\w+|load\w*|sync\w*)"
+            r"|broken|blank|garbled",
             4,
         ),
         (
-            r"wrong (total|number|date|time|order|column|currency)\w*|numbers are wrong|vanish\b|inserts the letter|duplicat\w+|stuck|spinn\w+|disappear\w*",
+            r"wrong (total|number|date|time|order|column|currency)\w*|numbers are wrong"
+            r"|vanish\b|inserts the letter|duplicat\w+|stuck|spinn\w+|disappear\w*",
             3,
         ),
     ),
