@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import msgspec
 
-from shared.models import Decision, JsonObject, Prompt
+from shared.models import Decision, JobSpec, JsonObject, Prompt
 
 MESSAGE_FIELDS: Final = ("role", "name", "content", "tool_calls", "tool_call_id", "weight")
 """What a training line knows of a message, in the order it is written (openai-contract §1.3)."""
@@ -47,6 +47,12 @@ def chat_line(prompt: Prompt, message: JsonObject, *, parallel_tool_calls: bool 
     if prompt.tools:
         line |= {"tools": prompt.tools, "parallel_tool_calls": parallel_tool_calls}
     return msgspec.json.encode(line) + b"\n"
+
+
+def example_line(spec: JobSpec, prompt: Prompt, message: JsonObject) -> bytes:
+    """`chat_line` of one accepted completion of a job, with the parameters its teacher was asked with."""
+    parallel = spec.teacher.params.get("parallel_tool_calls", True)
+    return chat_line(prompt, message, parallel_tool_calls=bool(parallel))
 
 
 def raw_line(prompt: Prompt, output: JsonObject | None, decision: Decision) -> bytes:

@@ -33,7 +33,8 @@ class Prompt(Record, frozen=True, kw_only=True):
     """One question to the teacher.
 
     messages: as Chat Completions takes them, system message included.  completion: an assistant message the caller
-    already has; not asked again.  reference: the right answer where it is known; lets graders score the teacher."""
+    already has; not asked again.  reference: the right answer where it is known; lets graders score the teacher.
+    origin: in the holdout, the prompt's index among the source prompts."""
 
     messages: list[JsonObject]
     key: str | None = None
@@ -41,6 +42,7 @@ class Prompt(Record, frozen=True, kw_only=True):
     response_format: JsonObject | None = None
     completion: JsonObject | None = None
     reference: str | None = None
+    origin: int | None = None
 
 
 class Teacher(Record, frozen=True, kw_only=True):
@@ -225,6 +227,7 @@ class Job(Record, frozen=True, kw_only=True):
     has_results: bool = False
     retry_of: JobId | None = None
     stage_attempts: int = 0
+    chunk_size: int = 100
 
 
 class Event(Record, frozen=True, kw_only=True):

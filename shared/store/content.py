@@ -58,7 +58,7 @@ class ContentStore:
         await ask(self._redis.hset(keys.prompts(job_id, prompt_set), str(chunk), pack_prompts(prompts)))
 
     async def chunk_count(self, job_id: JobId, prompt_set: str) -> int:
-        return await ask(self._redis.hlen(keys.prompts(job_id, prompt_set)))
+        return int(await ask(self._redis.hlen(keys.prompts(job_id, prompt_set))))
 
     async def completion_chunk(self, job_id: JobId, pass_name: str, chunk: int) -> dict[int, StoredCompletion]:
         """The settled completions of one chunk, by index, in order of index."""

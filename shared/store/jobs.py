@@ -141,6 +141,7 @@ def _job_of(job_id: JobId, row: Mapping[bytes, bytes], teacher: Mapping[bytes, b
         has_results=text("has_results") == "1",
         retry_of=JobId(retry_of) if (retry_of := text("retry_of")) else None,
         stage_attempts=number("stage_attempts") or 0,
+        chunk_size=number("chunk_size") or 100,
     )
 
 
@@ -168,6 +169,7 @@ class JobStore:
                 "fine_tunes": job.fine_tunes,
                 "warnings": job.warnings,
                 "retry_of": job.retry_of,
+                "chunk_size": job.chunk_size,
             }
         )
         first = _encode(msgspec.structs.replace(event, sequence=1))

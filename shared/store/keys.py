@@ -54,7 +54,7 @@ def pass_claims(job_id: JobId, name: str) -> str:
 
 
 def pass_calls(job_id: JobId, name: str) -> str:
-    """HASH, calls begun and not settled.  Field `<index>`: `<call>|<reserved nano>`, where call is `<token>.<attempt>`;
+    """HASH, calls begun and not settled.  Field `<index>`: `<call>|<reserved nano>`;
     field `<index>|<call>`: the reserved amount of a call whose answer was lost, kept against the budget."""
     return f"d:{{{job_id}}}:pass:{name}:calls"
 

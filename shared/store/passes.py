@@ -51,8 +51,9 @@ class PassState:
 class Settlement:
     """The end of one prompt in one pass.
 
-    call: `<token>.<attempt>` of the call that ended, None when none was made (a completion the caller supplied or the
-    ledger had).  cost_nano: None when unpriced.  lost: there was no answer, and the provider may have billed it."""
+    call: id of the call that ended, None when none was made (a completion the caller supplied or the ledger had).
+    blob: empty when the call ended without settling the prompt: it will be asked again.  cost_nano: None when unpriced.
+    lost: there was no answer, and the provider may have billed it."""
 
     chunk: int
     index: int
@@ -66,14 +67,12 @@ class Settlement:
 
 @dataclass(frozen=True)
 class Beginning:
-    """A call about to be made.  ceiling_nano: the most it can cost.  lost: this worker's last attempt at the prompt
-    may have been billed, so its reservation stays against the budget."""
+    """A call about to be made.  call: its id, never used before.  ceiling_nano: the most it can cost."""
 
     chunk: int
     index: int
-    attempt: int
+    call: str
     ceiling_nano: int
-    lost: bool = False
 
 
 @dataclass(frozen=True)
@@ -111,6 +110,10 @@ class PassStore:
             [keys.pass_row(pass_id.job_id, pass_id.name), keys.PASSES, keys.DUE],
             [str(pass_id), msgspec.json.encode(halt), pass_id.job_id],
         )
+
+    async def clear_halt(self, pass_id: PassId) -> None:
+        """The engine has read the reason; `open` may start the pass again."""
+        await ask(self._redis.hdel(keys.pass_row(pass_id.job_id, pass_id.name), "halt"))
 
     async def close(self, pass_id: PassId) -> None:
         """Take the pass off the pumps' list; its job no longer runs."""
@@ -181,7 +184,7 @@ class PassStore:
     ) -> TickResult:
         """Settle what ended and begin what is next, in one step.  Sent twice, it counts once."""
         job_id, name = pass_id.job_id, pass_id.name
-        arguments: list[str | bytes | int] = [job_id, name, keys.completions(job_id, name, ""), len(settlements)]
+        arguments: list[str | bytes | int] = [job_id, name, keys.completions(job_id, name, ""), token, len(settlements)]
         for ended in settlements:
             arguments += [
                 ended.chunk,
@@ -194,7 +197,7 @@ class PassStore:
                 int(ended.reused),
             ]
         for next_ in beginnings:
-            arguments += [next_.chunk, next_.index, token, next_.attempt, next_.ceiling_nano, int(next_.lost)]
+            arguments += [next_.chunk, next_.index, next_.call, next_.ceiling_nano]
         state, settled, accepted, failed, reserved, *answers = await self._scripts.run(
             "tick",
             [

@@ -1,11 +1,11 @@
 #!lua flags=allow-oom
 -- tick.lua: settle the calls that have ended and begin the next ones, in one step.
 -- KEYS[1] job row  [2] pass row  [3] calls  [4] claims  [5] chunks  [6] open passes  [7] due clock
--- ARGV[1] job id  [2] pass name  [3] prefix of the completion keys  [4] number of settlements, then for each:
---   chunk, index, call ("" when none was made), blob, cost in nano-dollars ("" unpriced), outcome (accepted, rejected,
---   failed), lost (1: a call without an answer that may have been billed), reused (1: paid earlier)
--- then for each call to begin: chunk, index, token, attempt, upper bound in nano-dollars, lost (1: this worker's own
---   last attempt may have been billed).
+-- ARGV[1] job id  [2] pass name  [3] prefix of the completion keys  [4] token of the worker
+--   [5] number of settlements, then for each: chunk, index, call ("" when none was made), blob ("" when the call ended
+--   without settling the prompt), cost in nano-dollars ("" unpriced), outcome (accepted, rejected, failed), lost (1: a
+--   call without an answer that may have been billed), reused (1: paid earlier)
+-- then for each call to begin: chunk, index, call, upper bound in nano-dollars.
 -- A settlement is never refused: what is paid is paid, and the first completion of a prompt is kept.  Money moves only
 -- with the call's mark, so a script sent twice counts once.
 -- Returns {state, settled, accepted, failed, calls out, answer …}: state is "open", "complete" or "stopped"; one answer
@@ -41,19 +41,19 @@ local function close_mark(index, call, lost)
   return true
 end
 
-local at, touched, changed = 5, {}, false
-for _ = 1, tonumber(ARGV[4]) do
+local at, touched, changed = 6, {}, false
+for _ = 1, tonumber(ARGV[5]) do
   local chunk, index, call, blob, cost = ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3], ARGV[at + 4]
   local outcome, lost, reused = ARGV[at + 5], ARGV[at + 6] == "1", ARGV[at + 7] == "1"
   at = at + 8
-  if call ~= "" and close_mark(index, call, lost) and not lost then
+  if call ~= "" and close_mark(index, call, lost) and not lost and blob ~= "" then
     if cost ~= "" then
       add("spent_nano", cost)
     else
       add("unpriced_calls", 1)
     end
   end
-  if redis.call("HSETNX", ARGV[3] .. chunk, index, blob) == 1 then
+  if blob ~= "" and redis.call("HSETNX", ARGV[3] .. chunk, index, blob) == 1 then
     redis.call("HINCRBY", KEYS[2], "settled", 1)
     redis.call("HINCRBY", KEYS[2], outcome, 1)
     if reused then redis.call("HINCRBY", KEYS[2], "reused", 1) end
@@ -81,35 +81,30 @@ if at <= #ARGV then
   local limit = job[2] and job[2] ~= "" and tonumber(job[2])
   local used = tonumber(job[3] or 0) + tonumber(job[4] or 0) + tonumber(job[5] or 0)
   while at <= #ARGV do
-    local chunk, index, token, attempt = ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3]
-    local amount, lost = tonumber(ARGV[at + 4]), ARGV[at + 5] == "1"
-    at = at + 6
-    local call = token .. "." .. attempt
+    local chunk, index, call, reserve = ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3]
+    local amount = tonumber(reserve)
+    at = at + 4
     local mark = redis.call("HGET", KEYS[3], index)
     local answer = "go"
     if mark and mark:sub(1, #call + 1) == call .. "|" then
       answer = "go" -- the same call, sent again
-    elseif redis.call("HGET", KEYS[4], chunk) ~= token then
+    elseif redis.call("HGET", KEYS[4], chunk) ~= ARGV[4] then
       answer = "unleased"
     elseif redis.call("HEXISTS", ARGV[3] .. chunk, index) == 1 then
       answer = "settled"
     elseif job[1] ~= "running" or halt then
       answer = "stopped"
     else
-      if mark then
-        local previous, reserved = mark:match("^(.*)|(%d+)$")
-        local mine = previous:match("^(.*)%.%d+$") == token
-        close_mark(index, previous, lost or not mine)
-        if mine and not lost then used = used - tonumber(reserved) end
-      end
+      -- A mark that stands belongs to a worker that vanished with the answer: it may have been billed.
+      if mark then close_mark(index, mark:match("^(.*)|%d+$"), true) end
       if smoke and smoke ~= "" then
         local out = tonumber(redis.call("HGET", KEYS[2], "settled") or "0") + redis.call("HLEN", KEYS[3])
         if out >= tonumber(smoke) and not mark then answer = "smoke" end
       end
       if answer == "go" and limit and used + amount > limit then answer = "budget" end
       if answer == "go" then
-        redis.call("HSET", KEYS[3], index, call .. "|" .. ARGV[at - 2])
-        add("reserved_nano", ARGV[at - 2])
+        redis.call("HSET", KEYS[3], index, call .. "|" .. reserve)
+        add("reserved_nano", reserve)
         used = used + amount
         changed = true
       end

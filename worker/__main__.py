@@ -1,0 +1,17 @@
+"""`python -m worker`: one worker process."""
+
+from __future__ import annotations
+
+from shared.logs import configure_logs
+from shared.settings import load_settings
+from worker.app import Worker
+
+
+def main() -> None:
+    settings = load_settings()
+    configure_logs(level=settings.log_level, format=settings.log_format)
+    Worker(settings).run()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,172 @@
+"""The worker process: its settings, its loop, its services, and the Celery worker that hears the bells."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+from collections.abc import Coroutine
+from importlib.metadata import version
+from typing import Any, Final
+
+import structlog
+from celery import Celery, signals
+
+from shared.errors import StoreError
+from shared.ids import DeliveryId, JobId
+from shared.logs import configure_logs
+from shared.pricing import Prices
+from shared.queue import ADVANCE_JOB, Doorbell, celery_app
+from shared.retries import RetryPolicy
+from shared.settings import Settings
+from shared.store import Store
+from worker.engine import Engine
+from worker.loop import WorkerLoop
+from worker.outbound import Outbound
+from worker.providers import Providers
+from worker.pump import Pump, PumpLimits
+from worker.stages import Tools
+from worker.sweeper import Sweeper
+from worker.tasks import register
+from worker.webhooks import Courier
+
+_log: Final = structlog.get_logger()
+_ALIVE_SECONDS: Final = 10.0
+
+
+class Worker:
+    """Everything one worker process runs.  Nothing connects before `start`."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self.id = secrets.token_hex(8)
+        self.celery: Celery = celery_app(settings.broker_url, publish_timeout_seconds=5.0)
+        self.loop = WorkerLoop()
+        self._services: list[asyncio.Task[None]] = []
+        register(self.celery, self)
+
+    # --- the work behind the tasks ------------------------------------------------------------------------------------
+
+    async def advance_job(self, id_: str) -> None:
+        await self.engine.advance(JobId(id_))
+
+    async def deliver_webhook(self, id_: str) -> None:
+        await self.courier.deliver(DeliveryId(id_))
+
+    async def act(self, task: str, id_: str) -> None:
+        """Do a task's work here and now, beside whatever else runs."""
+        work = self.advance_job(id_) if task == ADVANCE_JOB else self.deliver_webhook(id_)
+        self._spawn(work)
+
+    # --- life of the process ------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Blocks until SIGTERM or SIGINT; then lets answers in flight arrive and gives leases back."""
+        signals.setup_logging.connect(self._keep_our_logging)
+        signals.worker_ready.connect(self._on_ready)
+        signals.worker_shutting_down.connect(self._on_shutting_down)
+        self.loop.start()
+        self.loop.run(self._start())
+        arguments = ["worker", "--pool=threads", f"--concurrency={self._settings.worker_threads}"]
+        arguments += ["--without-gossip", "--without-mingle", "--without-heartbeat", "--quiet"]
+        arguments += [f"--hostname=distillery-{self.id}@%h", f"--loglevel={self._settings.log_level}"]
+        try:
+            self.celery.worker_main(arguments)
+        finally:
+            self.loop.run(self._stop())
+            self.loop.stop()
+
+    async def _start(self) -> None:
+        settings = self._settings
+        self.store = Store.at(settings.redis_url, patient=True)
+        self.doorbell = Doorbell(self.celery)
+        self.providers = Providers(settings.providers, trainer_timeout_seconds=settings.provider_timeout_seconds)
+        prices = Prices(settings.prices_file)
+        self.pump = Pump(
+            self.store,
+            self.providers,
+            prices,
+            PumpLimits(
+                in_flight=settings.worker_max_in_flight,
+                chunk_lease_seconds=settings.chunk_lease_seconds,
+                takeover_grace_seconds=settings.takeover_grace_seconds,
+                shutdown_grace_seconds=settings.shutdown_grace_seconds,
+                smoke_completions=settings.smoke_completions,
+                retry=RetryPolicy(
+                    attempts_max=settings.completion_attempts_max,
+                    base_seconds=settings.retry_base_seconds,
+                    cap_seconds=settings.retry_cap_seconds,
+                    fresh_model_seconds=settings.fresh_model_wait_seconds,
+                ),
+            ),
+            secret=settings.secret,
+            on_complete=self._advance_beside,
+        )
+        self.engine = Engine(Tools(self.store, self.providers, prices, settings, self.pump.wake))
+        outbound = Outbound(
+            allow_http=settings.webhook_allow_http,
+            allow_networks=settings.webhook_allow_networks,
+            ports=settings.webhook_ports,
+            timeout_seconds=settings.webhook_timeout_seconds,
+        )
+        self.courier = Courier(
+            self.store, outbound, secret=settings.secret, timeout_seconds=settings.webhook_timeout_seconds
+        )
+        self.sweeper = Sweeper(
+            self.store,
+            self.doorbell,
+            self.act,
+            interval_seconds=settings.sweep_interval_seconds,
+            grace_seconds=settings.sweep_grace_seconds,
+        )
+
+    def _on_ready(self, **_: Any) -> None:
+        self.loop.run(self._begin_services())
+        _log.info("worker_ready", worker=self.id, providers=sorted(self._settings.providers))
+
+    async def _begin_services(self) -> None:
+        for service in (self.pump.run(), self.sweeper.run(), self._announce()):
+            self._spawn(service)
+
+    def _on_shutting_down(self, **_: Any) -> None:
+        _log.info("worker_shutting_down", worker=self.id, calls_in_flight=self.pump.in_flight)
+        self.loop.submit(self.pump.stop())
+
+    async def _stop(self) -> None:
+        await self.pump.stop()
+        for service in self._services:
+            service.cancel()
+        try:
+            await self.store.retire_worker(self.id)
+        except StoreError:
+            _log.warning("store_unavailable_at_shutdown")
+        await self.providers.close()
+        await self.store.close()
+        self.doorbell.close()
+
+    async def _announce(self) -> None:
+        """Readiness asks for a live worker; this says that there is one."""
+        about = {"pid": os.getpid(), "version": version("distillery")}
+        while True:
+            try:
+                seen = {**about, "in_flight": self.pump.in_flight}
+                await self.store.announce_worker(self.id, seen, for_seconds=_ALIVE_SECONDS)
+            except StoreError:
+                _log.warning("store_unavailable_while_announcing")
+            await asyncio.sleep(_ALIVE_SECONDS / 4)
+
+    async def _advance_beside(self, job_id: JobId) -> None:
+        self._spawn(self.advance_job(job_id))
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._services.append(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._services.remove(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _log.error("worker_task_failed", error=type(error).__name__, exc_info=error)
+
+    def _keep_our_logging(self, **_: Any) -> None:
+        configure_logs(level=self._settings.log_level, format=self._settings.log_format)

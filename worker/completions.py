@@ -1,0 +1,170 @@
+"""From a provider's answer to what the store keeps: one prompt's request, its price, its judgement on arrival."""
+
+from __future__ import annotations
+
+import time
+
+import msgspec
+
+from shared.curation import reason_against
+from shared.errors import JobFailed, ProviderError
+from shared.ids import completion_id
+from shared.lifecycle import Stage
+from shared.models import Job, JobError, JsonObject, Prompt, ProviderAnswer, StoredCompletion
+from shared.plan import PassPlan, request_body
+from shared.ports import Completion
+from shared.pricing import Prices, request_size
+from shared.store.content import pack_completion
+from shared.store.passes import Outcome, Settlement
+
+_MESSAGES = {
+    "provider_auth_failed": "The provider refused the operator's key.  Ask the operator to renew it, then retry.",
+    "model_unknown": "The provider has no such model, or has retired it.  Choose another model and submit a new job.",
+    "provider_unavailable": "The provider gave no usable answer.  Retry the job when the provider is well again.",
+}
+
+
+def job_error(error: ProviderError | JobFailed, stage: Stage | None, *, param: str | None = None) -> JobError:
+    """What `job.error` shows: our sentence and the provider's codes, never its text."""
+    if isinstance(error, JobFailed):
+        cause = error.provider
+        return JobError(
+            code=error.code,
+            message=str(error),
+            param=error.param,
+            stage=stage,
+            retryable=error.worth_a_retry,
+            provider=_answer(cause) if cause else None,
+        )
+    return JobError(
+        code=error.code,
+        message=_MESSAGES.get(error.code, str(error)),
+        param=param or error.param,
+        stage=stage,
+        retryable=error.retryable,
+        provider=_answer(error),
+    )
+
+
+def _answer(error: ProviderError) -> ProviderAnswer:
+    return ProviderAnswer(status=error.status, code=error.provider_code, request_id=error.request_id)
+
+
+class Scribe:
+    """Writes the completions of one pass of one job."""
+
+    def __init__(self, job: Job, plan: PassPlan, prices: Prices, price_list: str | None, *, secret: bytes) -> None:
+        self._job = job
+        self._plan = plan
+        self._prices = prices
+        self._price_list = price_list
+        self._secret = secret
+        self._output_cap = plan.params.get("max_completion_tokens") or plan.params.get("max_tokens")
+        self._reasons: dict[str, int] = {}
+
+    def body(self, prompt: Prompt, index: int) -> JsonObject:
+        return request_body(self._job, self._plan, prompt, index)
+
+    def ceiling_nano(self, prompt: Prompt, index: int) -> int:
+        """The most the call can cost; 0 when the model is unpriced."""
+        if self._job.money.limit_nano is None:
+            return 0  # without a limit nothing is reserved
+        prompt_bytes, media_parts = request_size(self.body(prompt, index))
+        ceiling = self._prices.ceiling_nano(
+            self._price_list,
+            self._plan.model,
+            prompt_bytes=prompt_bytes,
+            max_completion_tokens=self._output_cap,
+            media_parts=media_parts,
+        )
+        return ceiling or 0
+
+    def answered(self, chunk: int, index: int, call: str, completion: Completion) -> Settlement:
+        cost = self._prices.cost_nano(self._price_list, self._plan.model, completion.usage)
+        reason = self._reason(completion.message, completion.finish_reason)
+        kept = StoredCompletion(
+            id=self._id(index),
+            index=index,
+            model=self._plan.model,
+            status="answered",
+            created_at_ms=_now_ms(),
+            reason=reason,
+            raw=msgspec.Raw(completion.raw),
+            usage=completion.usage,
+            cost_nano=cost,
+            latency_ms=completion.latency_ms,
+            provider_request_id=completion.provider_request_id,
+        )
+        return Settlement(chunk, index, call, pack_completion(kept), cost, _outcome(reason))
+
+    def supplied(self, chunk: int, index: int, prompt: Prompt) -> Settlement:
+        """A completion that came with the prompt: kept as if the teacher had given it, for free."""
+        message = prompt.completion or {}
+        reason = self._reason(message, "stop")
+        answer = {"choices": [{"index": 0, "message": message, "finish_reason": "stop"}]}
+        kept = StoredCompletion(
+            id=self._id(index),
+            index=index,
+            model=self._plan.model,
+            status="answered",
+            created_at_ms=_now_ms(),
+            reason=reason,
+            raw=msgspec.Raw(msgspec.json.encode(answer)),
+            cost_nano=0,
+            reused=True,
+        )
+        return Settlement(chunk, index, None, pack_completion(kept), 0, _outcome(reason), reused=True)
+
+    def failed(self, chunk: int, index: int, call: str, error: ProviderError, *, lost: bool) -> Settlement:
+        """This prompt gets no completion; why is kept in its place."""
+        self._reasons[error.provider_code or error.code] = self._reasons.get(error.provider_code or error.code, 0) + 1
+        kept = StoredCompletion(
+            id=self._id(index),
+            index=index,
+            model=self._plan.model,
+            status="failed",
+            created_at_ms=_now_ms(),
+            provider_request_id=error.request_id,
+            error=job_error(error, self._job.stage),
+        )
+        return Settlement(chunk, index, call, pack_completion(kept), 0, "failed", lost=lost)
+
+    def smoke_failure(self, *, settled: int, accepted: int) -> JobError:
+        reasons = ", ".join(f"{code}: {count}" for code, count in sorted(self._reasons.items())) or "see completions"
+        return JobError(
+            code="smoke_test_failed",
+            message=f"Only {accepted} of the first {settled} completions can be used ({reasons}).  Nothing more was "
+            "bought.  Look at them with GET /v1/jobs/{id}/completions, mend the prompts or parameters, and retry.",
+            stage=self._job.stage,
+        )
+
+    def budget_failure(self) -> JobError:
+        return JobError(
+            code="cost_above_limit",
+            message="The next call could exceed the job's budget, and `budget.on_limit` is `fail`.  What was paid for "
+            "can be exported; retry the job with a larger budget to reuse it.",
+            param="budget.max_cost_usd",
+            stage=self._job.stage,
+        )
+
+    def stop_error(self, error: ProviderError) -> JobError:
+        param = f"{self._plan.role}.model" if self._plan.role == "teacher" else f"students.{self._plan.student}.model"
+        return job_error(error, self._job.stage, param=param if error.code == "model_unknown" else None)
+
+    def _reason(self, message: JsonObject, finish_reason: str | None) -> str | None:
+        longest = self._job.spec.curation.max_output_chars if self._plan.role == "teacher" else None
+        reason = reason_against(message, finish_reason, max_output_chars=longest)
+        if reason is not None:
+            self._reasons[reason] = self._reasons.get(reason, 0) + 1
+        return reason
+
+    def _id(self, index: int) -> str:
+        return completion_id(self._secret, self._job.id, self._plan.number, index)
+
+
+def _outcome(reason: str | None) -> Outcome:
+    return "accepted" if reason is None else "rejected"
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000

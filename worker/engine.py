@@ -1,0 +1,274 @@
+"""Moves one job at a time: takes its lease, lets its stage decide, writes the outcome, lets go.
+
+Rung twice, the second finds no lease to take and returns.  Killed anywhere, the lease runs out and the due clock calls
+another worker, which finds in the row how far it had come."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any, Final
+
+import structlog
+
+from shared.errors import JobFailed, ProviderError, ProviderQuotaExhausted, StoreError
+from shared.ids import JobId, new_event_id
+from shared.lifecycle import JobStatus, PausedReason, Stage
+from shared.models import Delivery, Event, Job, JobError
+from shared.notices import deliveries_for
+from shared.plan import plans
+from shared.store.jobs import Change, Lease, Refused
+from shared.store.passes import PassId
+from worker.completions import job_error
+from worker.outcomes import Done, Fail, Outcome, Pause, Stopped, Wait
+from worker.stages import StageStep, Tools
+from worker.stages.curate import curate
+from worker.stages.evaluate import evaluate
+from worker.stages.generate import generate
+from worker.stages.train import cancel_training, train
+
+_log: Final = structlog.get_logger()
+
+STEPS: Final[Mapping[Stage, StageStep]] = {
+    Stage.GENERATING: generate,
+    Stage.CURATING: curate,
+    Stage.TRAINING: train,
+    Stage.EVALUATING: evaluate,
+}
+_TIMED: Final = {JobStatus.RUNNING, JobStatus.PAUSED}  # a queued job is taken first, and fails then
+_DAY_MS: Final = 86_400_000
+_MESSAGES: Final = {
+    JobStatus.SUCCEEDED: "The job has succeeded.",
+    JobStatus.CANCELLED: "The job is cancelled.",
+    JobStatus.RUNNING: "A worker has taken the job.",
+}
+
+
+class LeaseLost(Exception):
+    """Another worker has the job by now; what this one was about to write does not count."""
+
+
+class StatusChanged(Exception):
+    """The job's owner has moved it meanwhile (cancel, pause); what was decided before no longer fits."""
+
+
+class Engine:
+    def __init__(self, tools: Tools) -> None:
+        self._tools = tools
+        self._jobs = tools.store.jobs
+        self._settings = tools.settings
+
+    async def advance(self, job_id: JobId) -> None:
+        """Move the job as far as it goes now: until it waits, ends, or is another's."""
+        lease = await self._jobs.claim(job_id, lease_seconds=self._settings.lease_seconds)
+        if lease is None:
+            return
+        with structlog.contextvars.bound_contextvars(job_id=job_id, fence=lease.fence):
+            async with self._kept(lease):
+                if lease.takeovers:
+                    # Whoever held it may still be handing in answers: what is stored is read after they had time to.
+                    await asyncio.sleep(self._settings.takeover_grace_seconds)
+                try:
+                    while await self._step(lease):
+                        pass
+                except LeaseLost:
+                    _log.warning("lease_lost")
+                except StoreError:
+                    _log.warning("store_unavailable_while_advancing")  # the lease runs out, and the due clock calls
+
+    @asynccontextmanager
+    async def _kept(self, lease: Lease) -> AsyncIterator[None]:
+        """Renews the lease while the block runs."""
+
+        async def renew() -> None:
+            while True:
+                await asyncio.sleep(self._settings.lease_seconds / 6)
+                try:
+                    if not await self._jobs.renew(lease, lease_seconds=self._settings.lease_seconds):
+                        return
+                except StoreError:
+                    continue
+
+        heartbeat = asyncio.create_task(renew())
+        try:
+            yield
+        finally:
+            heartbeat.cancel()
+
+    async def _step(self, lease: Lease) -> bool:
+        """One outcome, carried out.  Whether there is more to do at once."""
+        job = await self._jobs.load(lease.job_id)
+        if job is None:
+            return False
+        try:
+            return await self._carry_out(job, lease, await self._decide(job, lease))
+        except StatusChanged:
+            return True
+
+    async def _decide(self, job: Job, lease: Lease) -> Outcome:
+        async def save(fields: Mapping[str, Any]) -> None:
+            await self._write(job, lease, Change(set=fields))
+
+        try:
+            if job.status is JobStatus.CANCELLING:
+                return await self._stop(job)
+            if lease.takeovers > self._settings.takeovers_max:
+                raise JobFailed(
+                    "Workers took this job over and vanished, again and again.  The operator's logs say why.",
+                    code="attempts_exhausted",
+                )
+            if job.deadline_at_ms is not None and _now_ms() > job.deadline_at_ms and job.status in _TIMED:
+                await self._stop(job)
+                raise JobFailed(
+                    "The job did not finish before its deadline.  What is paid is kept: retry it with more time.",
+                    code="deadline_exceeded",
+                    param="deadline_seconds",
+                )
+            if job.status is JobStatus.QUEUED:
+                return Done()
+            if job.status is JobStatus.PAUSED:
+                return Wait(self._until_deadline(job))
+            assert job.stage is not None
+            return await STEPS[job.stage](job, self._tools, save)
+        except JobFailed as error:
+            return Fail(job_error(error, job.stage))
+        except ProviderQuotaExhausted:
+            return Pause(PausedReason.PROVIDER_QUOTA)
+        except ProviderError as error:
+            return self._after_provider_error(job, error)
+
+    def _after_provider_error(self, job: Job, error: ProviderError) -> Outcome:
+        """Files, fine-tuning jobs and models: tried again a bounded number of times, unless the answer was final."""
+        failed = job.stage_attempts + 1
+        _log.warning(
+            "provider_failed", stage=job.stage, code=error.code, provider_code=error.provider_code, attempts=failed
+        )
+        if not error.retryable or failed >= self._settings.stage_attempts_max:
+            return Fail(job_error(error, job.stage))
+        backoff = min(self._settings.retry_cap_seconds, self._settings.retry_base_seconds * 2**failed)
+        wait = max(error.retry_after_seconds or 0.0, backoff * random.uniform(0.5, 1.0))
+        return Wait(wait, set={"stage_attempts": failed}, progress=False)
+
+    async def _stop(self, job: Job) -> Outcome:
+        for plan in plans(job):
+            await self._tools.store.passes.close(PassId(job.id, plan.name))
+        return await cancel_training(job, self._tools)
+
+    async def _carry_out(self, job: Job, lease: Lease, outcome: Outcome) -> bool:
+        match outcome:
+            case Done():
+                return await self._go_on(job, lease, outcome)
+            case Wait(seconds, fields, events, progress):
+                more = {} if "stage_attempts" in fields or not job.stage_attempts else {"stage_attempts": 0}
+                change = Change(
+                    set={**fields, **more},
+                    events=events,
+                    due_in_seconds=min(seconds, self._until_deadline(job)),
+                    release=True,
+                    progress=progress,
+                )
+                await self._write(job, lease, change)
+            case Pause(reason):
+                await self._end_run(job, lease, JobStatus.PAUSED, {"paused_reason": reason}, "job.paused")
+            case Fail(error, events):
+                await self._end_run(job, lease, JobStatus.FAILED, {"error": error}, "job.failed", events)
+            case Stopped(fields):
+                await self._end_run(job, lease, JobStatus.CANCELLED, fields, "job.cancelled")
+        return False
+
+    async def _go_on(self, job: Job, lease: Lease, done: Done) -> bool:
+        """To the next stage, or to success after the last."""
+        if job.status is JobStatus.QUEUED:
+            first = Stage.GENERATING
+            fields = {"stage": first, "started_at_ms": _now_ms(), "stage_attempts": 0}
+            event = self._status_event(job, JobStatus.RUNNING, first)
+            notices = self._notices(job, "job.running", JobStatus.RUNNING)
+            change = Change(set=fields, status=JobStatus.RUNNING, events=[event], deliveries=notices, progress=True)
+            await self._write(job, lease, change)
+            return True
+        assert job.stage is not None
+        following = job.stage.following
+        if following is None:
+            await self._end_run(
+                job, lease, JobStatus.SUCCEEDED, done.set, "job.succeeded", done.events, results=done.results
+            )
+            return False
+        event = self._status_event(job, JobStatus.RUNNING, following, f"The job is {following}.")
+        change = Change(
+            set={**done.set, "stage": following, "stage_attempts": 0},
+            events=[*done.events, event],
+            deliveries=self._notices(job, "job.stage_changed", JobStatus.RUNNING),
+            progress=True,
+        )
+        await self._write(job, lease, change)
+        return True
+
+    async def _end_run(
+        self,
+        job: Job,
+        lease: Lease,
+        status: JobStatus,
+        fields: Mapping[str, Any],
+        event_type: str,
+        events: Any = (),
+        *,
+        results: Any = None,
+    ) -> None:
+        """The job stops running: for good, or until its owner resumes it."""
+        error: JobError | None = fields.get("error")
+        now = _now_ms()
+        if status is JobStatus.PAUSED:
+            ends: dict[str, Any] = {}
+            due = self._until_deadline(job)
+            message = f"The job is paused: {fields['paused_reason']}."
+        else:
+            ends = {"finished_at_ms": now, "expires_at_ms": now + job.spec.retention_days * _DAY_MS}
+            due = -1
+            message = error.message if error else _MESSAGES[status]
+        event = self._status_event(job, status, job.stage, message, code=error.code if error else None)
+        change = Change(
+            set={**fields, **ends, "stage_attempts": 0},
+            status=status,
+            events=[*events, event],
+            deliveries=self._notices(job, event_type, status),
+            due_in_seconds=due,
+            release=True,
+            progress=True,
+            results=results,
+        )
+        await self._write(job, lease, change)
+        _log.info("job_moved", status=status, stage=job.stage, code=error.code if error else None)
+
+    def _notices(self, job: Job, event_type: str, status: JobStatus) -> list[Delivery]:
+        return deliveries_for(job, event_type, job.version + 1, status=status)
+
+    async def _write(self, job: Job, lease: Lease, change: Change) -> None:
+        """Raises LeaseLost or StatusChanged; then nothing of the change is written."""
+        answer = await self._jobs.change(job, change, lease=lease)
+        if isinstance(answer, Refused):
+            raise LeaseLost if answer.stale else StatusChanged
+
+    def _status_event(
+        self, job: Job, status: JobStatus, stage: Stage | None, message: str | None = None, *, code: str | None = None
+    ) -> Event:
+        return Event(
+            id=new_event_id(),
+            level="error" if status is JobStatus.FAILED else "info",
+            type="status",
+            message=message or _MESSAGES[status],
+            created_at_ms=_now_ms(),
+            stage=stage,
+            data={"status": status, **({"code": code} if code else {})},
+        )
+
+    def _until_deadline(self, job: Job) -> float:
+        if job.deadline_at_ms is None:
+            return _DAY_MS / 1000
+        return max(1.0, (job.deadline_at_ms - _now_ms()) / 1000)
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000

@@ -1,0 +1,52 @@
+"""What a stage decides; the engine carries it out under the job's lease."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from shared.lifecycle import PausedReason
+from shared.models import Event, JobError, JsonObject
+
+Fields = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Done:
+    """The stage is complete; the job goes on to the next one, or has succeeded after the last."""
+
+    set: Fields = field(default_factory=dict)
+    events: Sequence[Event] = ()
+    results: JsonObject | None = None
+
+
+@dataclass(frozen=True)
+class Wait:
+    """Nothing to do for now; look again after so many seconds.  progress: something moved since the last look."""
+
+    seconds: float
+    set: Fields = field(default_factory=dict)
+    events: Sequence[Event] = ()
+    progress: bool = True
+
+
+@dataclass(frozen=True)
+class Pause:
+    reason: PausedReason
+
+
+@dataclass(frozen=True)
+class Fail:
+    error: JobError
+    events: Sequence[Event] = ()
+
+
+@dataclass(frozen=True)
+class Stopped:
+    """What a cancelled job had running elsewhere is stopped, as far as can be."""
+
+    set: Fields = field(default_factory=dict)
+
+
+Outcome = Done | Wait | Pause | Fail | Stopped

@@ -1,0 +1,45 @@
+"""The operator's providers by name, each client made on first use and shared by the whole process."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from shared.errors import JobFailed
+from shared.ports import TeacherPort, Trainer
+from shared.settings import ProviderSettings
+from worker.providers.lean import LeanTeacher
+from worker.providers.openai import OpenAITeacher, OpenAITrainer
+
+
+class Providers:
+    def __init__(self, settings: Mapping[str, ProviderSettings], *, trainer_timeout_seconds: float) -> None:
+        self._settings = settings
+        self._trainer_timeout_seconds = trainer_timeout_seconds
+        self._teachers: dict[str, TeacherPort] = {}
+        self._trainers: dict[str, Trainer] = {}
+
+    def settings(self, name: str) -> ProviderSettings:
+        """Raises JobFailed when this worker does not know the provider: its settings differ from the API's."""
+        if name not in self._settings:
+            raise JobFailed(
+                "The job's provider is no longer configured.  Ask the operator to configure it, then retry the job.",
+                code="provider_unavailable",
+                retryable=True,
+            )
+        return self._settings[name]
+
+    def teacher(self, name: str) -> TeacherPort:
+        if name not in self._teachers:
+            settings = self.settings(name)
+            self._teachers[name] = LeanTeacher(settings) if settings.client == "lean" else OpenAITeacher(settings)
+        return self._teachers[name]
+
+    def trainer(self, name: str) -> Trainer:
+        if name not in self._trainers:
+            self._trainers[name] = OpenAITrainer(self.settings(name), timeout_seconds=self._trainer_timeout_seconds)
+        return self._trainers[name]
+
+    async def close(self) -> None:
+        clients: list[TeacherPort | Trainer] = [*self._teachers.values(), *self._trainers.values()]
+        for client in clients:
+            await client.close()

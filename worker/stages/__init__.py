@@ -1,0 +1,32 @@
+"""The four stages of a running job.  Each looks at the row, does one step, and says what should become of the job."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from shared.models import Job
+from shared.pricing import Prices
+from shared.settings import Settings
+from shared.store import Store
+from worker.outcomes import Outcome
+from worker.providers import Providers
+
+#: Writes fields of the row at once, under the lease.  Raises `LeaseLost` when another worker has it.
+Save = Callable[[Mapping[str, Any]], Awaitable[None]]
+
+
+@dataclass(frozen=True)
+class Tools:
+    """What stages work with.  wake_pump: a pass has been opened; this process's pump should look now."""
+
+    store: Store
+    providers: Providers
+    prices: Prices
+    settings: Settings
+    wake_pump: Callable[[], None]
+
+
+class StageStep(Protocol):
+    async def __call__(self, job: Job, tools: Tools, save: Save) -> Outcome: ...

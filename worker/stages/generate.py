@@ -1,0 +1,63 @@
+"""generating: the teacher's pass over the prompts.  The pump does the work; this stage opens it and reads its end."""
+
+from __future__ import annotations
+
+from shared.errors import ProviderError, ProviderModelMissing
+from shared.lifecycle import PausedReason
+from shared.models import Job, JobError
+from shared.plan import PassPlan, teacher_plan
+from shared.store.passes import Halt, PassId
+from worker.completions import job_error
+from worker.outcomes import Done, Fail, Outcome, Pause, Wait
+from worker.stages import Save, Tools
+
+_LOOK_AGAIN_SECONDS = 15.0  # the pump rings when the pass is complete; this is for the bell that was lost
+
+
+async def generate(job: Job, tools: Tools, save: Save) -> Outcome:
+    """One look at the teacher's pass."""
+    if job.counters.settled == 0 and (missing := await _missing_model(job, tools)) is not None:
+        return Fail(missing)
+    prompts = job.counters.prompts_total
+    smoke = tools.settings.smoke_completions
+    outcome = await run_pass(job, teacher_plan(job), tools, prompts=prompts, smoke=smoke if prompts > smoke else 0)
+    return Done() if outcome is None else outcome
+
+
+async def run_pass(job: Job, plan: PassPlan, tools: Tools, *, prompts: int, smoke: int) -> Outcome | None:
+    """None once every prompt of the pass is settled; until then what to do instead."""
+    pass_id = PassId(job.id, plan.name)
+    state = await tools.store.passes.state(pass_id)
+    if state is not None and state.halt is not None:
+        # Read once: when the owner resumes, the pass opens again.
+        await tools.store.passes.clear_halt(pass_id)
+        return _outcome_of(state.halt, job)
+    if state is not None and state.complete:
+        return None
+    if await tools.store.passes.open(pass_id, prompts=prompts, chunk_size=job.chunk_size, smoke=smoke):
+        return None
+    tools.wake_pump()
+    moved = state is not None and state.settled > 0
+    return Wait(_LOOK_AGAIN_SECONDS, progress=moved)
+
+
+def _outcome_of(halt: Halt, job: Job) -> Outcome:
+    if halt.kind == "pause":
+        return Pause(PausedReason(halt.reason))
+    return Fail(halt.error or JobError(code=halt.reason, message="The pass was stopped.", stage=job.stage))
+
+
+async def _missing_model(job: Job, tools: Tools) -> JobError | None:
+    """The first model the provider does not have, found before anything is spent."""
+    asked = [("teacher.model", job.spec.teacher.provider, job.spec.teacher.model)]
+    asked += [(f"students.{i}.model", s.provider, s.model) for i, s in enumerate(job.spec.students)]
+    for param, provider, model in asked:
+        try:
+            await tools.providers.trainer(provider).shutdown_date(model)
+        except ProviderModelMissing as error:
+            return job_error(error, job.stage, param=param)
+        except ProviderError as error:
+            if not error.retryable:
+                return job_error(error, job.stage)
+            raise
+    return None
