@@ -1,0 +1,150 @@
+"""A thin client of the REST API, and its errors as one sentence for a terminal."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import httpx2
+
+from cli import stack
+
+DEFAULT_URL = f"http://127.0.0.1:{stack.API_PORT}"
+#: GETs are repeated while the API restarts; anything else is for the user to repeat.
+GET_ATTEMPTS = 5
+
+Json = dict[str, Any]
+
+
+class ApiError(RuntimeError):
+    """The API answered with an error, or did not answer; the message is one sentence."""
+
+    def __init__(self, sentence: str, *, code: str | None = None, status: int | None = None) -> None:
+        super().__init__(sentence)
+        self.code = code
+        self.status = status
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    url: str
+    api_key: str | None
+
+
+def find_endpoint(url: str | None, api_key: str | None, data_dir: Path) -> Endpoint:
+    """What was named, else the stack that runs in the data directory.  Its key goes to that stack alone."""
+    running = stack.running_at(data_dir)
+    if api_key is None and (url is None or (running is not None and url.rstrip("/") == running.api_url)):
+        with contextlib.suppress(OSError):
+            api_key = (data_dir / "admin_key").read_text(encoding="utf-8").strip()
+    if url is None:
+        url = running.api_url if running is not None else DEFAULT_URL
+    return Endpoint(url.rstrip("/"), api_key)
+
+
+def sentence(status: int, body: Any) -> str:
+    """An RFC 9457 problem as one sentence: what is wrong, where, and the code to look up."""
+    if not isinstance(body, Mapping):
+        return f"The API answered {status}."
+    said = str(body.get("detail") or body.get("title") or f"The API answered {status}").strip().rstrip(".")
+    places = [
+        ": ".join(filter(None, (str(fault.get("pointer") or ""), str(fault.get("detail") or fault.get("code") or ""))))
+        for fault in body.get("errors") or ()
+        if isinstance(fault, Mapping)
+    ]
+    if places and not any(place in said for place in places):
+        said += " (" + "; ".join(place.rstrip(".") for place in places) + ")"
+    notes = [str(body["code"])] if body.get("code") else []
+    if status >= httpx2.codes.INTERNAL_SERVER_ERROR and body.get("request_id"):
+        notes.append(str(body["request_id"]))
+    return f"{said}." + (f" [{', '.join(notes)}]" if notes else "")
+
+
+class Api:
+    """One connection to the API.  Every method raises `ApiError`."""
+
+    def __init__(self, endpoint: Endpoint, *, timeout_seconds: float = 30.0) -> None:
+        self.endpoint = endpoint
+        headers = {"Authorization": f"Bearer {endpoint.api_key}"} if endpoint.api_key else {}
+        local = httpx2.URL(endpoint.url).host in {"127.0.0.1", "localhost", "::1"}
+        self._http = httpx2.Client(
+            base_url=endpoint.url, headers=headers, timeout=timeout_seconds, trust_env=not local, follow_redirects=False
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._http.close()
+
+    def get(self, path: str, **params: str | int) -> Json:
+        """Repeated for a few seconds when the API is away or says that a repetition may help."""
+        for attempt in range(1, GET_ATTEMPTS):
+            try:
+                return self._json("GET", path, params=params)
+            except ApiError as error:
+                if error.status is not None and error.status != httpx2.codes.SERVICE_UNAVAILABLE:
+                    raise
+                time.sleep(0.3 * attempt)
+        return self._json("GET", path, params=params)
+
+    def post(self, path: str, body: Any = None, *, idempotency_key: str | None = None, **params: str | int) -> Json:
+        headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
+        return self._json("POST", path, json=body, headers=headers, params=params)
+
+    def download(self, path: str, target: Path, **params: str | int) -> int:
+        """Bytes written.  The file appears under its name only when it is whole."""
+        draft = target.with_name(f".{target.name}.{os.getpid()}.part")
+        try:
+            with self._translated(), self._http.stream("GET", path, params=params) as answer, draft.open("wb") as file:
+                if answer.is_error:
+                    answer.read()
+                    raise _as_error(answer)
+                for piece in answer.iter_bytes():
+                    file.write(piece)
+            size = draft.stat().st_size
+            draft.replace(target)
+        finally:
+            draft.unlink(missing_ok=True)
+        return size
+
+    def _json(self, method: str, path: str, **arguments: Any) -> Json:
+        with self._translated():
+            answer = self._http.request(method, path, **arguments)
+        if answer.is_error or answer.is_redirect:
+            raise _as_error(answer)
+        try:
+            body = answer.json()
+        except ValueError:
+            body = None
+        if not isinstance(body, dict):
+            raise ApiError(f"{self.endpoint.url} does not answer like a Distillery API.", status=answer.status_code)
+        return body
+
+    @contextlib.contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except httpx2.TimeoutException as error:
+            raise ApiError(f"{self.endpoint.url} did not answer in time.") from error
+        except (httpx2.HTTPError, httpx2.InvalidURL) as error:
+            raise ApiError(
+                f"{self.endpoint.url} cannot be reached ({error}); is it running?  `distill up` starts it here."
+            ) from error
+
+
+def _as_error(answer: httpx2.Response) -> ApiError:
+    try:
+        body = answer.json()
+    except ValueError:
+        body = None
+    code = body.get("code") if isinstance(body, dict) else None
+    return ApiError(sentence(answer.status_code, body), code=code, status=answer.status_code)

@@ -1,0 +1,301 @@
+"""`distill`: run the service on this machine, and talk to one."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from cli import demo as demonstration
+from cli import doctor as examination
+from cli import keys, render, stack
+from cli.client import Api, ApiError, find_endpoint
+from cli.embedded import EmbeddedError
+from cli.supervisor import ChildFailed
+
+console = Console()
+errors = Console(stderr=True)
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+DataDir = Annotated[
+    Path, typer.Option(envvar="DISTILL_DATA_DIR", help="Store, keys and logs of the stack on this machine.")
+]
+Url = Annotated[
+    str | None, typer.Option(envvar="DISTILL_URL", help="The API; default: the stack in the data directory.")
+]
+ApiKey = Annotated[str | None, typer.Option(envvar="DISTILL_API_KEY", help="Default: the admin key of that stack.")]
+AsJson = Annotated[bool, typer.Option("--json", help="The API's answer as it is.")]
+JobId = Annotated[str, typer.Argument(metavar="JOB", help="A job's id, job_…")]
+DATA_DIR = Path(".distillery")
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        try:
+            typer.echo(f"distillery {version('distillery')}")
+        except PackageNotFoundError:
+            typer.echo("distillery, not installed")
+        raise typer.Exit
+
+
+@app.callback()
+def distill(
+    _version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_show_version, help="Show the version.")
+    ] = False,
+) -> None:
+    """Distil an expensive model into a cheap one: `distill up` runs the service here, the rest talks to one."""
+
+
+@app.command()
+def up(
+    host: Annotated[str | None, typer.Option(help="Address the API listens on.  [default: 127.0.0.1]")] = None,
+    port: Annotated[
+        int | None, typer.Option(help="Port of the API.  [default: 8600, or a free one]", max=65535)
+    ] = None,
+    data_dir: DataDir = DATA_DIR,
+    workers: Annotated[int, typer.Option(help="Worker processes.", min=1, max=64)] = 1,
+    sandbox: Annotated[
+        bool | None, typer.Option(help="The stand-in for OpenAI.  [default: when no provider is configured]")
+    ] = None,
+) -> None:
+    """Run API, workers and store on this machine until Ctrl-C."""
+    known = stack.configured(os.environ, Path.cwd())
+    settings, complaint = examination.read_settings(data_dir, None)
+    if settings is None:
+        raise Failure(f"A setting is wrong: {complaint}.")
+    asked_port = port if port is not None else settings.api_port if "DISTILL_API_PORT" in known else None
+    options = stack.Options(
+        data_dir=data_dir,
+        host=host or settings.api_host,
+        port=asked_port,
+        workers=workers,
+        sandbox=sandbox if sandbox is not None else stack.wants_sandbox(known),
+        redis_url=settings.redis_url if known.get("DISTILL_REDIS_URL") or known.get("DISTILL_REDIS_URL_FILE") else None,
+    )
+    running = stack.Stack(
+        options, environ=os.environ, cwd=Path.cwd(), say=lambda line: console.print(line, style="yellow", markup=False)
+    )
+    try:
+        with console.status("Starting"):
+            address = running.start()
+        _say_where(address, running.options.data_dir, list(settings.providers))
+        threading.Event().wait()
+    except KeyboardInterrupt:
+        console.print("\nStopping: answers in flight are waited for (Ctrl-C again: at once).")
+    finally:
+        running.stop()
+
+
+def _say_where(address: stack.Address, data_dir: Path, providers: list[str]) -> None:
+    names = [*providers, "sandbox"] if address.sandbox_url is not None else providers
+    lines = [
+        f"Distillery is ready at {address.api_url}",
+        f"  providers  {', '.join(names) or 'none: set OPENAI_API_KEY, or run with --sandbox'}",
+        f"  API key    {data_dir / 'admin_key'}",
+        f"  data, logs {data_dir}",
+        "",
+        f'  curl -H "Authorization: Bearer $(cat {data_dir / "admin_key"})" {address.api_url}/v1/jobs',
+        "",
+        "Ctrl-C stops it; jobs go on where they were when it is started again.",
+    ]
+    console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command()
+def demo(
+    file: Annotated[Path, typer.Option(help="JSONL, one prompt per line.")] = Path("examples/support_tickets.jsonl"),
+    system_prompt: Annotated[Path, typer.Option(help="What the teacher is told.")] = Path(
+        "examples/triage_system_prompt.txt"
+    ),
+    keep: Annotated[bool, typer.Option("--keep", help="Keep the stack running, and the data afterwards.")] = False,
+) -> None:
+    """A whole distillation on this machine, without keys: prompts in, verdict out, nothing left behind."""
+    try:
+        demonstration.run(console, file=file, system_prompt=system_prompt, keep=keep)
+    except KeyboardInterrupt:
+        console.print("\nStopped; nothing is left running.")
+        raise typer.Exit(0 if keep else 130) from None
+
+
+@app.command()
+def submit(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The body of POST /v1/jobs as JSON; - reads stdin.")],
+    *,
+    validate_only: Annotated[bool, typer.Option("--validate-only", help="Check and estimate, spend nothing.")] = False,
+    idempotency_key: Annotated[
+        str | None, typer.Option(help="A repetition with the same key makes no second job.")
+    ] = None,
+    wait: Annotated[bool, typer.Option("--wait", help="Follow the job until it ends.")] = False,
+    url: Url = None,
+    api_key: ApiKey = None,
+    data_dir: DataDir = DATA_DIR,
+) -> None:
+    """Create a job from a JSON file."""
+    try:
+        body = json.loads(sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise Failure(f"{file} cannot be read: {error.strerror}.") from error
+    except ValueError as error:
+        raise Failure(f"{file} is not JSON: {error}.") from error
+    with Api(find_endpoint(url, api_key, data_dir)) as api:
+        if validate_only:
+            _print_json(api.post("/v1/jobs", body, validate_only="true"))
+            return
+        job = api.post("/v1/jobs", body, idempotency_key=idempotency_key)
+        typer.echo(job["id"])
+        if wait:
+            _follow(api, job)
+
+
+@app.command()
+def status(
+    job_id: JobId,
+    *,
+    watch: Annotated[bool, typer.Option("--watch", help="Follow the job until it ends.")] = False,
+    as_json: AsJson = False,
+    url: Url = None,
+    api_key: ApiKey = None,
+    data_dir: DataDir = DATA_DIR,
+) -> None:
+    """Where a job stands."""
+    with Api(find_endpoint(url, api_key, data_dir)) as api:
+        job = api.get(f"/v1/jobs/{job_id}")
+        if watch:
+            job = _follow(api, job)
+    if as_json:
+        _print_json(job)
+    elif not watch:
+        typer.echo(render.where_it_stands(job))
+    if job.get("error") and not watch:
+        typer.echo(demonstration.failure(job), err=True)
+
+
+@app.command()
+def results(
+    job_id: JobId, as_json: AsJson = False, url: Url = None, api_key: ApiKey = None, data_dir: DataDir = DATA_DIR
+) -> None:
+    """The verdict on each student."""
+    with Api(find_endpoint(url, api_key, data_dir)) as api:
+        found = api.get(f"/v1/jobs/{job_id}/results")
+    if as_json:
+        _print_json(found)
+    else:
+        demonstration.show_results(console, found)
+
+
+@app.command()
+def cancel(job_id: JobId, url: Url = None, api_key: ApiKey = None, data_dir: DataDir = DATA_DIR) -> None:
+    """Stop a job; what was paid for stays and can be exported."""
+    with Api(find_endpoint(url, api_key, data_dir)) as api:
+        typer.echo(render.where_it_stands(api.post(f"/v1/jobs/{job_id}/cancel")))
+
+
+@app.command()
+def dataset(
+    job_id: JobId,
+    *,
+    output: Annotated[Path, typer.Option("--output", "-o", help="File to write.", dir_okay=False)],
+    split: Annotated[str, typer.Option(help="train, validation or holdout.")] = "train",
+    url: Url = None,
+    api_key: ApiKey = None,
+    data_dir: DataDir = DATA_DIR,
+) -> None:
+    """Save a job's dataset as JSONL, ready for fine-tuning anywhere."""
+    try:
+        with Api(find_endpoint(url, api_key, data_dir)) as api:
+            size = api.download(f"/v1/jobs/{job_id}/dataset", output, split=split)
+    except OSError as error:
+        raise Failure(f"{output} cannot be written: {error.strerror}.") from error
+    typer.echo(f"{output}: {size:,} bytes")
+
+
+@app.command()
+def doctor(url: Url = None, api_key: ApiKey = None, data_dir: DataDir = DATA_DIR) -> None:
+    """What stands between this machine and a working service."""
+    states = {"ok": "[green]✓[/]", "warn": "[yellow]![/]", "fail": "[red]✗[/]"}
+    failed = False
+    for check in examination.examine(data_dir.expanduser().resolve(), find_endpoint(url, api_key, data_dir)):
+        failed |= check.state == "fail"
+        console.print(states[check.state], f"[bold]{check.name}[/]", end="  ", highlight=False)
+        console.print(check.detail, markup=False, highlight=False, soft_wrap=True)
+        if check.advice and check.state != "ok":
+            console.print(f"    → {check.advice}", style="cyan", markup=False, highlight=False, soft_wrap=True)
+    if failed:
+        raise typer.Exit(1)
+
+
+@app.command("webhook-secret")
+def webhook_secret(
+    tenant: Annotated[str, typer.Option(help="Whose deliveries to verify.")] = "local", data_dir: DataDir = DATA_DIR
+) -> None:
+    """The secret with which a receiver verifies our webhooks (Standard Webhooks, whsec_…)."""
+    known = stack.configured(os.environ, Path.cwd())
+    secret = known.get("DISTILL_SECRET_KEY")
+    file = Path(known.get("DISTILL_SECRET_KEY_FILE") or data_dir / "secret_key")
+    if not secret:
+        try:
+            secret = file.read_text(encoding="utf-8").strip()
+        except OSError as error:
+            raise Failure(f"{file} cannot be read: {error.strerror}; `distill up` makes it.") from error
+    typer.echo(keys.signing_secret(secret.encode(), tenant))
+
+
+class Failure(RuntimeError):
+    """Ends the command with this sentence and exit code 1."""
+
+
+def _follow(api: Api, job: dict[str, Any]) -> dict[str, Any]:
+    job, _ = demonstration.follow(api, job, console, timeout_seconds=float("inf"))
+    console.print(render.where_it_stands(job), markup=False, highlight=False)
+    if job["status"] != "succeeded":
+        raise Failure(demonstration.failure(job))
+    return job
+
+
+def _print_json(body: Any) -> None:
+    typer.echo(json.dumps(body, indent=2, ensure_ascii=False))
+
+
+@contextlib.contextmanager
+def _signals_interrupt() -> Iterator[None]:
+    """SIGTERM and a closed terminal stop us in the same order as Ctrl-C."""
+
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    former = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
+
+
+def main() -> None:
+    with _signals_interrupt():
+        try:
+            app(standalone_mode=True)
+        except KeyboardInterrupt:
+            sys.exit(130)
+        except (Failure, ApiError, EmbeddedError, ChildFailed, stack.StackError, demonstration.DemoFailed) as error:
+            errors.print(str(error), style="red", markup=False, highlight=False, soft_wrap=True)
+            sys.exit(1)
+        except BrokenPipeError:  # `distill … | head`
+            sys.exit(0)

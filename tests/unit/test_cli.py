@@ -1,0 +1,220 @@
+"""What the command line says: errors as one sentence, jobs and verdicts as a person reads them."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner
+
+from cli import client, demo, keys, render, stack
+from cli.main import app
+
+PROBLEM = {
+    "type": "/problems/validation_failed",
+    "title": "The request is not valid",
+    "status": 422,
+    "code": "validation_failed",
+    "detail": "Two fields are wrong.",
+    "request_id": "req_1",
+    "errors": [
+        {"pointer": "/students/0/model", "code": "required", "detail": "is required"},
+        {"pointer": "/budget/max_cost_usd", "code": "invalid_value", "detail": "must be a decimal string."},
+    ],
+}
+ROWS = [
+    {"role": "teacher", "model": "big", "grader": "json_match", "score": 1.0, "interval95": [1, 1],
+     "by_definition": True, "latency_p50_seconds": 0.8, "cost_per_1k_calls_usd": "4", "failures": 0},
+    {"role": "base", "model": "small", "grader": "json_match", "score": 0.55, "interval95": [0.45, 0.65],
+     "latency_p50_seconds": 0.2, "cost_per_1k_calls_usd": "0.4", "failures": 1},
+    {"role": "student", "model": "ft:small:x", "grader": "json_match", "score": 0.93, "interval95": [0.88, 0.98],
+     "latency_p50_seconds": 0.2, "cost_per_1k_calls_usd": "0.8", "failures": 0},
+]  # fmt: skip
+STUDENT = {
+    "model": "ft:small:x", "verdict": "better", "grader": "json_match",
+    "difference": {"vs_base": 0.38, "vs_base_interval95": [0.28, 0.48], "vs_teacher": -0.07},
+}  # fmt: skip
+
+
+def a_job(**changes: Any) -> dict[str, Any]:
+    job = {
+        "id": "job_1", "status": "running", "stage": "generating",
+        "students": [{"model": "small", "status": None, "progress": {"step": None, "total_steps": None}}],
+        "progress": {"prompts_total": 240, "completions_settled": 60, "accepted": 59, "rejected": 1, "failed": 0},
+        "cost": {"spent_usd": "0.0421", "limit_usd": "50.00"}, "error": None,
+    }  # fmt: skip
+    return job | changes
+
+
+def shown(renderable: Any, width: int = 120) -> str:
+    console = Console(file=io.StringIO(), width=width)
+    console.print(renderable)
+    return console.file.getvalue()
+
+
+def test_a_problem_is_one_sentence_with_its_places_and_its_code() -> None:
+    assert client.sentence(422, PROBLEM) == (
+        "Two fields are wrong (/students/0/model: is required; /budget/max_cost_usd: must be a decimal string). "
+        "[validation_failed]"
+    )
+
+
+def test_a_server_error_names_the_request_to_ask_the_operator_about() -> None:
+    body = {"title": "Something went wrong", "code": "internal", "request_id": "req_9", "errors": []}
+    assert client.sentence(500, body) == "Something went wrong. [internal, req_9]"
+
+
+@pytest.mark.parametrize("body", [None, "<html>", ["no"], 7])
+def test_an_answer_that_is_no_problem_document_still_gives_a_sentence(body: Any) -> None:
+    assert client.sentence(502, body) == "The API answered 502."
+
+
+def test_an_api_that_is_not_there_gives_a_sentence_and_exit_code_1(tmp_path: Path) -> None:
+    endpoint = client.Endpoint("http://127.0.0.1:1", None)
+    with client.Api(endpoint) as api, pytest.raises(client.ApiError, match="cannot be reached.*distill up"):
+        api.post("/v1/jobs", {})
+
+
+def test_the_key_of_a_local_stack_is_not_sent_to_another_server(tmp_path: Path) -> None:
+    keys.ensure(tmp_path)
+    local = client.find_endpoint(None, None, tmp_path)
+    assert local.url == "http://127.0.0.1:8600"
+    assert local.api_key.startswith("dk_")
+    assert client.find_endpoint("https://elsewhere.example", None, tmp_path).api_key is None
+
+
+def test_a_job_reads_as_one_line() -> None:
+    assert render.where_it_stands(a_job()) == "running, generating, 60/240 completions, $0.042 spent"
+    training = [{"model": "small", "status": "running", "progress": {"step": 30, "total_steps": 90}}]
+    assert "small running step 30/90" in render.where_it_stands(a_job(stage="training", students=training))
+
+
+def test_progress_shows_what_is_done_and_what_runs() -> None:
+    picture = shown(
+        render.progress_view(a_job(stage="training"), {"generating": 3.2, "curating": 0.1, "training": 1.0})
+    )
+    assert "✓  generating  3.20 s" in picture
+    assert "●  training" in picture
+    assert "·  evaluating" in picture
+    assert "60/240  59 kept, 1 rejected" in picture
+
+
+def test_the_verdict_is_a_sentence_with_its_doubt() -> None:
+    assert str(render.verdict_sentence(STUDENT, ROWS)) == (
+        "ft:small:x is better than its base by +0.38 [0.28, 0.48] in json_match, 0.07 below the teacher, "
+        "at 20% of its price and 4.0 times its speed."
+    )
+    unclear = STUDENT | {"verdict": "inconclusive"}
+    assert "not clearly different from its base" in str(render.verdict_sentence(unclear, ROWS))
+
+
+def test_results_are_rows_by_role_and_grader() -> None:
+    table = shown(render.results_table({"holdout": {"examples": 48}, "rows": ROWS}))
+    assert "On 48 prompts that were never trained on" in table
+    assert "1.000 *" in table
+    assert "[0.88, 0.98]" in table
+    assert "$0.80" in table
+
+
+@pytest.mark.parametrize("width", [70, 120])
+def test_samples_are_readable_on_narrow_and_wide_screens(width: int) -> None:
+    sample = {
+        "prompt_key": "t-1", "messages": [{"role": "user", "content": "[bold]My invoice[/bold] is wrong"}],
+        "teacher": '{"team": "billing"}', "base": None, "student": '{"team": "billing"}',
+        "scores": {"json_match": {"base": 0.0, "student": 1.0}},
+    }  # fmt: skip
+    picture = shown(render.samples_view([sample], width), width)
+    assert "[bold]My invoice[/bold] is wrong" in picture  # text of others is never read as markup
+    assert picture.count('{"team": "billing"}') == 2
+    assert "base 0.00 → student 1.00" in picture
+
+
+@pytest.mark.parametrize(
+    ("value", "said"), [(None, "–"), (0.123, "0.12 s"), (12.34, "12.3 s"), (245, "4 min 05 s"), (7800, "2 h 10 min")]
+)
+def test_durations_read_as_people_say_them(value: float | None, said: str) -> None:
+    assert render.seconds(value) == said
+
+
+def test_stages_are_timed_by_looking_and_short_ones_are_not_forgotten() -> None:
+    clock = demo.StageClock()
+    clock.tick(a_job(status="queued", stage=None), 0.0)
+    clock.tick(a_job(stage="generating"), 1.0)
+    clock.tick(a_job(stage="training"), 4.0)  # curating was over between two looks
+    assert clock.tick(a_job(stage="training"), 6.0) == {"generating": 3.0, "curating": 0.0, "training": 2.0}
+    assert clock.tick(a_job(status="succeeded", stage=None), 7.0)["training"] == 3.0
+
+
+def test_the_demo_says_which_line_is_not_a_prompt(tmp_path: Path) -> None:
+    file = tmp_path / "prompts.jsonl"
+    file.write_text('"a prompt"\n\n{"messages": []}\n{"text": "?"}\n')
+    with pytest.raises(demo.DemoFailed, match="line 4 is neither a string nor an object with `messages`"):
+        demo.read_prompts(file)
+    file.write_text("{]\n")
+    with pytest.raises(demo.DemoFailed, match="line 1 is not JSON"):
+        demo.read_prompts(file)
+
+
+def test_the_demo_asks_for_the_job_of_the_example_files() -> None:
+    prompts = demo.read_prompts(demo.find_example(Path("examples/support_tickets.jsonl")))
+    request = demo.job_request(prompts, "You triage.")
+    assert (request["store"], request["metadata"]) == (True, {"distillation": "teams_dataset"})
+    assert request["teacher"]["provider"] == "sandbox"
+    assert len(request["source"]["prompts"]) > 100
+
+
+def test_a_demo_cannot_spend_money_or_reach_another_store() -> None:
+    environ = {"OPENAI_API_KEY": "sk-1", "DISTILL_REDIS_URL": "redis://prod", "PATH": "/bin"}
+    assert demo.clean_environment(environ) == {"PATH": "/bin"}
+
+
+def test_children_are_told_where_secrets_are_and_never_what_they_are(tmp_path: Path) -> None:
+    files = keys.ensure(tmp_path)
+    address = stack.Address(1, "http://127.0.0.1:8600", "http://127.0.0.1:8601/v1", "unix:///x?db=0")
+    told = stack.children_environment(
+        {"DISTILL_WEBHOOK_ALLOW_HTTP": "false"},
+        options=stack.Options(tmp_path),
+        redis_url=address.redis_url,
+        key_files=files,
+        address=address,
+    )
+    assert told["DISTILL_SECRET_KEY_FILE"] == str(tmp_path / "secret_key")
+    assert not any(files.admin_key in value for value in told.values())
+    assert told["DISTILL_PROVIDERS__SANDBOX__BASE_URL"] == "http://127.0.0.1:8601/v1"
+    assert told["DISTILL_WEBHOOK_ALLOW_HTTP"] == "false"  # what the user has set stays
+    programs = {program.name: program for program in stack.programs(stack.Options(tmp_path, workers=2), address, told)}
+    assert list(programs) == ["api", "worker-1", "worker-2", "sandbox"]
+    assert not any(name.startswith("DISTILL_") for name in programs["sandbox"].env)
+
+
+def test_the_webhook_secret_is_printed_for_a_tenant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DISTILL_SECRET_KEY", raising=False)
+    secret = keys.ensure(tmp_path / "data").secret.read_text().strip()
+    answer = CliRunner().invoke(app, ["webhook-secret", "--data-dir", str(tmp_path / "data")])
+    assert answer.stdout.strip() == keys.signing_secret(secret.encode(), "local")
+
+
+def test_a_job_file_that_is_not_json_is_said_before_anything_is_sent(tmp_path: Path) -> None:
+    file = tmp_path / "job.json"
+    file.write_text("{")
+    answer = CliRunner().invoke(app, ["submit", str(file)])
+    assert answer.exit_code == 1
+    assert "is not JSON" in str(answer.exception)
+
+
+def test_a_failed_job_says_its_code_and_stage() -> None:
+    error = {"code": "provider_auth_failed", "message": "The provider refused the key.", "stage": "training"}
+    said = demo.failure(a_job(status="failed", error=error))
+    assert said == "The job is failed while training: The provider refused the key. [provider_auth_failed]"
+
+
+def test_lines_to_paste_carry_the_key_and_quote_the_address() -> None:
+    lines = demo.curl_lines(client.Endpoint("http://127.0.0.1:8600", "dk_x"), "/v1/jobs/job_1")
+    assert lines[0] == "curl -s -H 'Authorization: Bearer dk_x' http://127.0.0.1:8600/v1/jobs/job_1"
+    assert "'http://127.0.0.1:8600/v1/jobs/job_1/dataset?split=train'" in lines[2]
+    assert json.dumps(lines)
