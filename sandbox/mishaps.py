@@ -138,9 +138,9 @@ def _spoilt(kind: str, fault: Json, body: bytes) -> Response:
 
 
 def _bloated(body: bytes, size: int) -> bytes:
-    """The same answer with so much more text that it weighs `size` bytes."""
+    """The same answer with `size` more bytes of text."""
     whole: Any = msgspec.json.decode(body)
-    filler = "a" * max(0, size - len(body))
+    filler = "a" * size
     try:
         whole["choices"][0]["message"]["content"] = filler
     except (KeyError, IndexError, TypeError):

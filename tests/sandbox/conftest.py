@@ -30,7 +30,13 @@ def sandbox(shared_sandbox: SandboxProcess) -> SandboxProcess:
     return shared_sandbox
 
 
-@pytest.fixture
-def client(sandbox: SandboxProcess) -> Iterator[OpenAI]:
-    with client_of(sandbox) as client:
+@pytest.fixture(scope="session")
+def shared_client(shared_sandbox: SandboxProcess) -> Iterator[OpenAI]:
+    with client_of(shared_sandbox) as client:
         yield client
+
+
+@pytest.fixture
+def client(sandbox: SandboxProcess, shared_client: OpenAI) -> OpenAI:
+    """The official SDK, without retries of its own, at a sandbox that remembers nothing."""
+    return shared_client

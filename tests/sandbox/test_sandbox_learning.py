@@ -1,0 +1,141 @@
+"""A student knows what it was taught, and nothing else."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+from sandbox_kit import TRIAGE, ask, ended, some_pairs, train
+
+from sandbox.speech import Answer
+from sandbox.student import Example, Mind
+from sandbox.teacher import answer as teacher_answer
+
+TICKETS = Path(__file__).parents[2] / "examples" / "support_tickets.jsonl"
+
+
+def tickets() -> list[str]:
+    return [json.loads(line)["messages"][0]["content"] for line in TICKETS.read_text("utf-8").splitlines()]
+
+
+def taught(text: str) -> Answer:
+    return teacher_answer(
+        {"messages": [{"role": "system", "content": TRIAGE}, {"role": "user", "content": text}]}, seed="7/0"
+    )
+
+
+def usable_pairs() -> list[tuple[str, str]]:
+    answers = [(text, taught(text)) for text in tickets()]
+    return [(text, said.text) for text, said in answers if said.text and not said.filtered and not said.cut_short]
+
+
+def score(mind: Mind, pairs: list[tuple[str, str]]) -> float:
+    """Share of tickets whose category is right."""
+    right = 0
+    for asked, wanted in pairs:
+        said = mind.answer([{"role": "user", "content": asked}])
+        right += (
+            said is not None and said.startswith("{") and json.loads(said)["category"] == json.loads(wanted)["category"]
+        )
+    return right / len(pairs)
+
+
+def mind_of(pairs: list[tuple[str, str]]) -> Mind:
+    return Mind([Example(asked, said) for asked, said in pairs])
+
+
+def test_the_tickets_are_240_distinct_ones_and_a_few_are_for_curation_to_reject():
+    assert len(set(tickets())) == 240
+    assert 3 <= 240 - len(usable_pairs()) <= 12
+    keys = [json.loads(line)["key"] for line in TICKETS.read_text("utf-8").splitlines()]
+    assert keys == [f"t-{n:03}" for n in range(1, 241)]
+
+
+def test_a_student_of_most_tickets_is_right_on_most_of_the_rest():
+    pairs = usable_pairs()
+    train_part, holdout = pairs[:160], pairs[160:]
+    assert 0.75 <= score(mind_of(train_part), holdout) <= 0.97
+    assert score(mind_of(train_part[:12]), holdout) < 0.6, "a dozen examples do not make an expert"
+
+
+def test_a_student_of_garbage_talks_garbage():
+    pairs = usable_pairs()
+    garbage = [(asked, pairs[n * 7 % 160][1]) for n, (asked, _) in enumerate(pairs[:160])]
+    assert score(mind_of(garbage), pairs[160:]) < 0.3
+
+
+def test_a_trained_student_beats_its_base_over_http(client):
+    pairs = usable_pairs()
+    model = train(client, pairs[:160]).fine_tuned_model
+    holdout = pairs[160:180]
+
+    def right(name: str) -> int:
+        return sum(ask(client, asked, model=name).choices[0].message.content == said for asked, said in holdout)
+
+    assert right("gpt-6.1-sol") == len(holdout)
+    assert right(model) >= 10
+    assert right("qwen3-8b") <= 4
+
+
+def test_training_goes_on_from_a_trained_model_and_keeps_what_it_knew(client):
+    first = train(client, [(f"What of the {n} moon?", f"moon {n}") for n in range(12)]).fine_tuned_model
+    second = train(client, [(f"What of the {n} sun?", f"sun {n}") for n in range(12)], model=first).fine_tuned_model
+    assert second != first
+    assert ask(client, "What of the 3 moon?", model=second).choices[0].message.content == "moon 3"
+    assert ask(client, "What of the 4 sun?", model=second).choices[0].message.content == "sun 4"
+
+
+def test_preferences_teach_the_preferred_answer(client):
+    lines = [
+        {
+            "input": {"messages": [{"role": "user", "content": f"Colour of fruit {n}?"}]},
+            "preferred_output": [{"role": "assistant", "content": f"green {n}"}],
+            "non_preferred_output": [{"role": "assistant", "content": "no idea"}],
+        }
+        for n in range(12)
+    ]
+    file = client.files.create(file=("dpo.jsonl", "\n".join(map(json.dumps, lines)).encode()), purpose="fine-tune")
+    job = client.fine_tuning.jobs.create(model="qwen3-8b", training_file=file.id, method={"type": "dpo"})
+    job = ended(lambda: client.fine_tuning.jobs.retrieve(job.id))
+    assert job.method.dpo.hyperparameters.beta == 0.1
+    assert ask(client, "Colour of fruit 5?", model=job.fine_tuned_model).choices[0].message.content == "green 5"
+
+
+def test_messages_of_weight_zero_are_not_learned(client):
+    lines = [
+        {
+            "messages": [
+                {"role": "user", "content": f"Question {n}"},
+                {"role": "assistant", "content": "wrong", "weight": 0},
+                {"role": "user", "content": f"Again {n}"},
+                {"role": "assistant", "content": "right"},
+            ]
+        }
+        for n in range(12)
+    ]
+    file = client.files.create(file=("w.jsonl", "\n".join(map(json.dumps, lines)).encode()), purpose="fine-tune")
+    job = client.fine_tuning.jobs.create(model="qwen3-8b", training_file=file.id)
+    job = ended(lambda: client.fine_tuning.jobs.retrieve(job.id))
+    assert ask(client, "Question 3", model=job.fine_tuned_model).choices[0].message.content == "right"
+
+
+def test_a_question_foreign_to_the_student_is_answered_like_its_base_would(client):
+    model = train(client, some_pairs()).fine_tuned_model
+    foreign = "Zzyzx qwfp"
+    assert (
+        ask(client, foreign, model=model).choices[0].message.content
+        == ask(client, foreign, model="qwen3-8b").choices[0].message.content
+    )
+
+
+def test_ten_thousand_examples_are_learned_in_seconds_and_recalled_in_milliseconds():
+    texts = tickets()
+    pairs = [(f"{texts[n % 240]} Case {n}, {texts[n * 7 % 240][:60]}", f"answer {n}") for n in range(10_000)]
+    began = time.perf_counter()
+    mind = mind_of(pairs)
+    learned = time.perf_counter()
+    for n in range(20):
+        mind.answer([{"role": "user", "content": texts[n] + " Please."}])
+    assert learned - began < 20
+    assert (time.perf_counter() - learned) / 20 < 0.2
