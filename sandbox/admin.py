@@ -39,7 +39,9 @@ async def ledger(request: Request) -> Response:
 
 
 async def reset(request: Request) -> Response:
-    world_of(request).reset()
+    world = world_of(request)
+    async with world.progressing:
+        world.reset()
     return answer({"reset": True})
 
 

@@ -36,22 +36,42 @@ WIRE_KINDS: dict[str, bool] = {
     "truncated_json": True,
     "wrong_shape": True,
 }
-#: What befalls a fine-tuning job, decided when it is created.
-TRAINING_KINDS = frozenset(
-    {
-        "training_closed",
-        "training_failed",
-        "training_cancelled",
-        "training_status",
-        "job_deleted",
-        "list_lag",
-        "success_error_value",
-        "result_csv",
-    }
-)
+_REFUSAL = "status code type message param retry_after should_retry headers after_work"
+#: What may be set beside the kind; anything else is a slip of the pen and refused.
+SETTINGS: dict[str, str] = {
+    "rate_limited": _REFUSAL,
+    "slow_down": _REFUSAL,
+    "insufficient_quota": _REFUSAL,
+    "resource_unavailable": _REFUSAL,
+    "overloaded": _REFUSAL,
+    "server_error": _REFUSAL,
+    "error": _REFUSAL,
+    "delay": "seconds",
+    "hang": "seconds after_work",
+    "hang_after_work": "seconds",
+    "drop": "after_work",
+    "drop_after_work": "",
+    "drop_mid_body": "",
+    "slow_drip": "seconds pieces",
+    "huge_body": "bytes",
+    "html": "status after_work",
+    "truncated_json": "",
+    "wrong_shape": "body",
+    "training_closed": "code message",
+    "training_failed": "code message param at",
+    "training_cancelled": "",
+    "training_status": "status seconds",
+    "job_deleted": "after_seconds",
+    "list_lag": "seconds",
+    "success_error_value": "value",
+    "result_csv": "encoding",
+    "ignore_metadata_filter": "",
+    "batch_stalls": "share",
+}
 LISTING_KINDS = frozenset({"ignore_metadata_filter"})
 BATCH_KINDS = frozenset({"batch_stalls"})
-KINDS = frozenset(WIRE_KINDS) | TRAINING_KINDS | LISTING_KINDS | BATCH_KINDS
+#: What befalls a fine-tuning job, decided when it is created.
+TRAINING_KINDS = frozenset(SETTINGS) - frozenset(WIRE_KINDS) - LISTING_KINDS - BATCH_KINDS
 
 
 class _Named(msgspec.Struct):
@@ -82,8 +102,11 @@ class Faults:
 
     def _checked(self, rule: Json) -> Json:
         fault = rule.get("fault")
-        if not isinstance(fault, dict) or fault.get("kind") not in KINDS:
-            raise invalid(f"A rule needs a fault of a known kind: {', '.join(sorted(KINDS))}.", param="fault.kind")
+        if not isinstance(fault, dict) or fault.get("kind") not in SETTINGS:
+            raise invalid(f"A rule needs a fault of a known kind: {', '.join(sorted(SETTINGS))}.", param="fault.kind")
+        unknown = set(fault) - {"kind", *SETTINGS[fault["kind"]].split()}
+        if unknown:
+            raise invalid(f"The fault {fault['kind']} has no {', '.join(sorted(unknown))}.", param="fault")
         match = rule.get("match") or {}
         if not set(match) <= {"path", "method", "model", "contains"} or not set(rule) <= {
             "match", "times", "probability", "skip", "fault",

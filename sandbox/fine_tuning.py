@@ -156,6 +156,7 @@ def _new_row(world: World, body: Json, model: Model, plan: Json) -> Json:
         "since": now,
         "held_until": None,
         "passed": 0,
+        "next_at": 0.0,
         "created": now,
     }
 

@@ -27,6 +27,7 @@ class Options:
     enforce_limits: bool = False  #: refuse what is above the two limits, instead of only counting it down
     max_file_bytes: int = 512 * 1024 * 1024
     seed: int = 7  #: another seed, other (still deterministic) answers
+    until_stdin_closes: bool = False  #: end with the process that holds the other end of stdin
     today: date | None = None  #: the calendar that retires models starts here; None is the real date
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 
 from sandbox import batches, training
 from sandbox.world import World
@@ -25,5 +26,8 @@ async def catch_up(world: World) -> None:
 
 async def run(world: World) -> None:
     while True:
-        await catch_up(world)
+        try:
+            await catch_up(world)
+        except Exception:
+            logging.getLogger("sandbox").exception("the sandbox could not go on by itself")
         await asyncio.sleep(_TICK_SECONDS)

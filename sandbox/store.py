@@ -28,6 +28,8 @@ class Store:
 
     def _open(self, path: Path) -> sqlite3.Connection:
         database = sqlite3.connect(path, isolation_level=None)
+        # A second sandbox over the same directory must fail at once, not corrupt what the first one knows.
+        database.execute("PRAGMA locking_mode = EXCLUSIVE")
         database.execute("PRAGMA journal_mode = WAL")
         # A killed process loses nothing that the operating system has; only a power cut would need more.
         database.execute("PRAGMA synchronous = OFF")

@@ -81,7 +81,12 @@ def _fitted(known: Json, schema: Any, seed: str) -> Json:
 
 
 def similarity_of_answers(asked: str) -> float:
-    """How alike the last two labelled answers in a judge's prompt are, 0 to 1; JSON objects are compared by field."""
+    """How alike the last two labelled answers in a judge's prompt are, 0 to 1.
+
+    The prompt is a JSON object with the answers among its members, or text with a label before each answer.
+    Answers that are JSON objects are compared field by field."""
+    if parts := _object(asked):
+        return _likeness(*[value for name, value in parts.items() if isinstance(value, str) and name != "question"])
     ends = [(match.start(), match.end()) for match in _LABEL.finditer(asked)]
     starts = [*ends, (len(asked), len(asked))]
     sections = [asked[end:next_start] for (_, end), (next_start, _) in pairwise(starts)]
@@ -90,7 +95,12 @@ def similarity_of_answers(asked: str) -> float:
     if len(answers) < 2:
         halves = [part.strip() for part in asked.split("\n\n") if part.strip()]
         answers = halves[-2:] if len(halves) >= 2 else [asked, ""]
-    first, second = answers[-2:]
+    return _likeness(*answers)
+
+
+def _likeness(*answers: str) -> float:
+    """Of the last two."""
+    first, second = ("", "", *answers)[-2:]
     left, right = _object(first), _object(second)
     if left and right:
         return round(sum(1 for key in left | right if left.get(key) == right.get(key)) / len(left | right), 3)

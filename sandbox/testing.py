@@ -23,7 +23,8 @@ class SandboxProcess:
     """options: those of `sandbox.options.Options` by name; `port=0`, the default here, takes a free port."""
 
     def __init__(self, data_dir: Path | str | None = None, **options: Any) -> None:
-        self._options = {"port": 0, **options}
+        # A test run that is itself killed leaves no sandbox behind.
+        self._options = {"port": 0, "until_stdin_closes": True, **options}
         if data_dir is not None:
             self._options["data_dir"] = data_dir
         self._process: subprocess.Popen[str] | None = None
@@ -47,6 +48,7 @@ class SandboxProcess:
         path = os.pathsep.join(part for part in (root, os.environ.get("PYTHONPATH", "")) if part)
         self._process = subprocess.Popen(
             [sys.executable, "-m", "sandbox", *flags],
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
             env={**os.environ, "PYTHONPATH": path},
@@ -67,8 +69,9 @@ class SandboxProcess:
         if self._process is not None:
             self._process.kill()
             self._process.wait(_START_SECONDS)
-            if self._process.stdout is not None:
-                self._process.stdout.close()
+            for pipe in (self._process.stdin, self._process.stdout):
+                if pipe is not None:
+                    pipe.close()
             self._process = None
 
     def restart(self) -> Self:

@@ -92,11 +92,10 @@ def _steps(row: Json) -> Iterator[Milestone]:
     epochs = int(numbers["n_epochs"])
     per_epoch = math.ceil(max(1, row["examples"]) / int(numbers["batch_size"]))
     total = per_epoch * epochs
-    told = {1, total} | {round(n * total / _MOST_METRICS) for n in range(1, _MOST_METRICS)}
-    for step in range(1, total + 1):
+    told = {1, total, *(round(n * total / _MOST_METRICS) for n in range(1, _MOST_METRICS))} - {0}
+    for step in sorted(told | {per_epoch * epoch for epoch in range(1, epochs + 1)}):
         at = _RUNNING_AT + (_TRAINED_AT - _RUNNING_AT) * step / total
-        if step in told or step % per_epoch == 0:
-            yield at, "metrics", _metrics(step, total, validated=row["validated"] and step % per_epoch == 0)
+        yield at, "metrics", _metrics(step, total, validated=row["validated"] and step % per_epoch == 0)
         if step % per_epoch == 0:
             yield at, "checkpoint", {"step": step, "epoch": step // per_epoch, "epochs": epochs}
 
@@ -115,6 +114,8 @@ def _metrics(step: int, total: int, *, validated: bool) -> Json:
 def advance(world: World, row: Json) -> None:
     """Pass every milestone whose time has come."""
     now = world.clock.now()
+    if now < row["next_at"]:
+        return
     ahead = list(milestones(row))
     changed = False
     while row["passed"] < len(ahead):
@@ -127,6 +128,7 @@ def advance(world: World, row: Json) -> None:
         share, what, detail = ahead[row["passed"]]
         due = row["since"] + share * row["seconds"] - row["work"]
         if due > now:
+            row["next_at"] = due
             break
         row["passed"] += 1
         changed = True
@@ -186,12 +188,12 @@ def log(
 def stand_still(row: Json, status: str, *, at: float, seconds: float | None = None) -> None:
     """Stop the job's own clock, for some seconds or until it is resumed."""
     row["work"] += at - row["since"]
-    row |= {"since": None, "held_until": None if seconds is None else at + seconds}
+    row |= {"since": None, "held_until": None if seconds is None else at + seconds, "next_at": 0.0}
     row["job"]["status"] = status
 
 
 def move_on(row: Json, *, at: float) -> None:
-    row |= {"since": at, "held_until": None}
+    row |= {"since": at, "held_until": None, "next_at": 0.0}
     row["job"]["status"] = "running" if row["work"] >= _RUNNING_AT * row["seconds"] else "queued"
 
 

@@ -95,6 +95,9 @@ def test_a_judge_scores_by_likeness(client):
 
     assert score("the sky is blue", "the sky is blue") == 1
     assert score("the sky is blue", "cheese") < 0.5
+    pair = {"conversation": [], "answer_1": '{"a": 1, "b": 2}', "answer_2": '{"a": 1, "b": 3}'}
+    said = ask(client, json.dumps(pair), system="Material to judge.").choices[0].message.content
+    assert json.loads(said)["score"] == 0.5, "answers in JSON are compared by field"
 
 
 @pytest.mark.parametrize(

@@ -122,6 +122,8 @@ def _ok(client) -> bool:
 def test_an_unknown_fault_is_refused_rather_than_ignored(sandbox):
     with pytest.raises(RuntimeError, match="known kind"):
         sandbox.faults([{"fault": {"kind": "meteor"}}])
+    with pytest.raises(RuntimeError, match="has no second"):
+        sandbox.faults([{"fault": {"kind": "hang", "second": 1}}])
 
 
 # Faults of training

@@ -14,7 +14,9 @@ from sandbox.testing import SandboxProcess
 
 def test_all_state_outlives_a_kill(tmp_path):
     with (
-        SandboxProcess(tmp_path, latency_seconds=0, training_seconds=0.1, fresh_model_404_seconds=0) as sandbox,
+        SandboxProcess(
+            tmp_path, latency_seconds=0, batch_seconds=0.1, training_seconds=0.1, fresh_model_404_seconds=0
+        ) as sandbox,
         client_of(sandbox) as client,
     ):
         job = train(client, some_pairs(), metadata={"job": "j"})
