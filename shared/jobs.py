@@ -134,6 +134,7 @@ class Jobs:
             status=S.QUEUED,
             version=1,
             created_at_ms=now_ms,
+            chunk_size=self._limits.chunk_size,
             deadline_at_ms=now_ms + plan.spec.deadline_seconds * 1000,
             counters=Counters(prompts_total=len(plan.prompts)),
             money=Money(

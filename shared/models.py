@@ -243,6 +243,8 @@ class Event(Record, frozen=True, kw_only=True):
     sequence: int = 0
 
 
+_NOTHING: Final = msgspec.Raw()
+
 # --- completions -----------------------------------------------------------------------------------------------------
 
 
@@ -258,7 +260,7 @@ class Usage(Record, frozen=True, kw_only=True):
 
 
 class StoredCompletion(Record, frozen=True, kw_only=True):
-    """One settled prompt of one pass.  raw: the provider's answer, every byte; None when there was none.
+    """One settled prompt of one pass.  raw: the provider's answer, every byte; empty when it failed.
 
     status: "answered", or "failed" with `error`.  reason: why curation cannot use the answer on its own (refused,
     truncated, filtered, empty), judged on arrival; reasons that need the other completions come with curating."""
@@ -269,7 +271,7 @@ class StoredCompletion(Record, frozen=True, kw_only=True):
     status: Literal["answered", "failed"]
     created_at_ms: int
     reason: str | None = None
-    raw: msgspec.Raw | None = None
+    raw: msgspec.Raw = _NOTHING
     usage: Usage | None = None
     cost_nano: int | None = None
     latency_ms: int | None = None

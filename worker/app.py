@@ -6,12 +6,12 @@ import asyncio
 import os
 import secrets
 from collections.abc import Coroutine
-from importlib.metadata import version
 from typing import Any, Final
 
 import structlog
 from celery import Celery, signals
 
+from shared import __version__
 from shared.errors import StoreError
 from shared.ids import DeliveryId, JobId
 from shared.logs import configure_logs
@@ -67,8 +67,8 @@ class Worker:
         signals.worker_shutting_down.connect(self._on_shutting_down)
         self.loop.start()
         self.loop.run(self._start())
-        arguments = ["worker", "--pool=threads", f"--concurrency={self._settings.worker_threads}"]
-        arguments += ["--without-gossip", "--without-mingle", "--without-heartbeat", "--quiet"]
+        arguments = ["--quiet", "worker", "--pool=threads", f"--concurrency={self._settings.worker_threads}"]
+        arguments += ["--without-gossip", "--without-mingle", "--without-heartbeat"]
         arguments += [f"--hostname=distillery-{self.id}@%h", f"--loglevel={self._settings.log_level}"]
         try:
             self.celery.worker_main(arguments)
@@ -146,7 +146,7 @@ class Worker:
 
     async def _announce(self) -> None:
         """Readiness asks for a live worker; this says that there is one."""
-        about = {"pid": os.getpid(), "version": version("distillery")}
+        about = {"pid": os.getpid(), "version": __version__}
         while True:
             try:
                 seen = {**about, "in_flight": self.pump.in_flight}

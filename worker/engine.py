@@ -139,6 +139,30 @@ class Engine:
             return Pause(PausedReason.PROVIDER_QUOTA)
         except ProviderError as error:
             return self._after_provider_error(job, error)
+        except (StoreError, LeaseLost, StatusChanged):
+            raise
+        except Exception as error:
+            _log.exception("stage_failed", stage=job.stage)
+            return self._after_defect(job, error)
+
+    def _after_defect(self, job: Job, error: Exception) -> Outcome:
+        """A defect of ours: it may pass, it must not loop, and the job must not hang on it."""
+        failed = job.stage_attempts + 1
+        if failed >= self._settings.stage_attempts_max:
+            return Fail(
+                JobError(
+                    code="attempts_exhausted",
+                    message="The service failed at this stage again and again.  The operator's logs say why "
+                    f"({type(error).__name__}).  What is paid is kept.",
+                    stage=job.stage,
+                    retryable=True,
+                )
+            )
+        return Wait(self._backoff(failed), set={"stage_attempts": failed}, progress=False)
+
+    def _backoff(self, failed: int) -> float:
+        longest = min(self._settings.retry_cap_seconds, self._settings.retry_base_seconds * 2**failed)
+        return longest * random.uniform(0.5, 1.0)
 
     def _after_provider_error(self, job: Job, error: ProviderError) -> Outcome:
         """Files, fine-tuning jobs and models: tried again a bounded number of times, unless the answer was final."""
@@ -148,8 +172,7 @@ class Engine:
         )
         if not error.retryable or failed >= self._settings.stage_attempts_max:
             return Fail(job_error(error, job.stage))
-        backoff = min(self._settings.retry_cap_seconds, self._settings.retry_base_seconds * 2**failed)
-        wait = max(error.retry_after_seconds or 0.0, backoff * random.uniform(0.5, 1.0))
+        wait = max(error.retry_after_seconds or 0.0, self._backoff(failed))
         return Wait(wait, set={"stage_attempts": failed}, progress=False)
 
     async def _stop(self, job: Job) -> Outcome:

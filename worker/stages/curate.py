@@ -60,7 +60,7 @@ async def curate(job: Job, tools: Tools, save: Save) -> Outcome:
 
 def _decide(curator: Curator, prompt: Prompt, completion: StoredCompletion | None) -> tuple[Decision, JsonObject]:
     """The decision, and the message it was about."""
-    if completion is None or completion.raw is None:
+    if completion is None or completion.status == "failed":
         return curator.decide(prompt, None, failed=True), {}
     message, finish_reason = assistant_message(completion.raw)
     return curator.decide(prompt, message, finish_reason, completion.reason), message

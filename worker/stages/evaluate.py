@@ -73,7 +73,7 @@ async def _answers(job: Job, plan: PassPlan, count: int, tools: Tools) -> Sequen
 
 
 def _answer(completion: StoredCompletion | None) -> Answer:
-    if completion is None or completion.raw is None:
+    if completion is None or completion.status == "failed":
         return _NO_ANSWER
     message, _ = assistant_message(completion.raw)
     return Answer(text_of(message), completion.latency_ms, completion.cost_nano)

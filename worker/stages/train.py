@@ -143,7 +143,6 @@ class _Step:
                 if decision is None or decision.status != "accepted" or decision.split != split:
                     continue
                 assert completion is not None
-                assert completion.raw is not None
                 lines.write(example_line(self._job.spec, prompt, assistant_message(completion.raw)[0]))
 
     async def _submit(self, tune: FineTune) -> float | None:
