@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 import redis
+import yaml
 
 from cli import embedded
 
@@ -181,3 +182,20 @@ def test_a_server_that_cannot_start_says_its_last_words(data_dir: Path, monkeypa
         embedded.start(data_dir)
     monkeypatch.undo()
     embedded.start(data_dir).stop()  # and holds nobody up afterwards
+
+
+def test_the_store_of_the_compose_file_starts_with_its_flags(data_dir: Path) -> None:
+    compose = yaml.safe_load((ROOT / "docker-compose.yml").read_text(encoding="utf-8"))
+    command = compose["services"]["valkey"]["command"]
+    flags = [argument.replace("${DISTILL_STORE_MAXMEMORY:-2gb}", "2gb") for argument in command[1:]]
+    binary = next(embedded.find_servers())
+    here = ["--port", "0", "--unixsocket", str(data_dir / "s"), "--dir", str(data_dir)]
+    process = subprocess.Popen([binary, *flags, *here], stdout=subprocess.DEVNULL)
+    try:
+        with closing(redis.Redis(unix_socket_path=str(data_dir / "s"), decode_responses=True)) as store:
+            settings = store.config_get("*")
+        assert (settings["appendonly"], settings["appendfsync"], settings["save"]) == ("yes", "always", "")
+        assert (settings["maxmemory"], settings["maxmemory-policy"]) == (str(2 * 1024**3), "noeviction")
+    finally:
+        process.terminate()
+        process.wait()

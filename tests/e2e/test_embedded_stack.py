@@ -20,7 +20,7 @@ import httpx2
 import pytest
 import redis
 
-from cli import stack
+from cli import client, stack
 from cli.stack import Address, Options, Stack, StackError
 from cli.supervisor import ChildFailed, Program, Supervisor, restart_delay
 
@@ -261,3 +261,10 @@ def test_the_sandbox_runs_when_no_provider_is_configured(tmp_path: Path) -> None
     assert not stack.wants_sandbox({"DISTILL_PROVIDERS__AZURE__BASE_URL": "https://azure.example"})
     (tmp_path / ".env").write_text("OPENAI_API_KEY=sk-from-file\n")
     assert not stack.wants_sandbox(stack.configured({}, tmp_path))
+
+
+def test_an_api_that_is_not_there_gives_a_sentence_with_what_to_do() -> None:
+    port = stack.free_port("127.0.0.1")
+    with client.Api(client.Endpoint(f"http://127.0.0.1:{port}", None)) as api:
+        with pytest.raises(client.ApiError, match=r"cannot be reached.*distill up"):
+            api.post("/v1/jobs", {})

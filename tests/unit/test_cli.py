@@ -73,12 +73,6 @@ def test_an_answer_that_is_no_problem_document_still_gives_a_sentence(body: Any)
     assert client.sentence(502, body) == "The API answered 502."
 
 
-def test_an_api_that_is_not_there_gives_a_sentence_and_exit_code_1(tmp_path: Path) -> None:
-    endpoint = client.Endpoint("http://127.0.0.1:1", None)
-    with client.Api(endpoint) as api, pytest.raises(client.ApiError, match="cannot be reached.*distill up"):
-        api.post("/v1/jobs", {})
-
-
 def test_the_key_of_a_local_stack_is_not_sent_to_another_server(tmp_path: Path) -> None:
     keys.ensure(tmp_path)
     local = client.find_endpoint(None, None, tmp_path)
