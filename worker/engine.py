@@ -141,7 +141,7 @@ class Engine:
             return self._after_provider_error(job, error)
         except (StoreError, LeaseLost, StatusChanged):
             raise
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  # the edge: a defect of ours must not leave the job hanging
             _log.exception("stage_failed", stage=job.stage)
             return self._after_defect(job, error)
 
@@ -161,7 +161,7 @@ class Engine:
         return Wait(self._backoff(failed), set={"stage_attempts": failed}, progress=False)
 
     def _backoff(self, failed: int) -> float:
-        longest = min(self._settings.retry_cap_seconds, self._settings.retry_base_seconds * 2**failed)
+        longest: float = min(self._settings.retry_cap_seconds, self._settings.retry_base_seconds * 2**failed)
         return longest * random.uniform(0.5, 1.0)
 
     def _after_provider_error(self, job: Job, error: ProviderError) -> Outcome:
