@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import stat
 import subprocess
 import tomllib
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
 
 from shared.settings import ProviderSettings, Settings
 
@@ -80,3 +82,15 @@ def test_the_image_holds_every_package_and_nothing_else_is_sent_to_the_builder()
         assert f"!{pattern.rstrip('*')}/" in (ROOT / ".dockerignore").read_text(encoding="utf-8")
     assert "USER 10001:10001" in dockerfile
     assert "--require-hashes" in dockerfile
+
+
+@pytest.mark.parametrize("lock", ["requirements.lock", "requirements-dev.lock"])
+def test_the_lock_file_fits_the_dependencies_and_names_no_registry(lock: str) -> None:
+    text = (ROOT / lock).read_text(encoding="utf-8")
+    pinned = dict(re.findall(r"^([a-z0-9.-]+)==([^ ;\\]+)", text, flags=re.MULTILINE))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"]["dev"] if "dev" in lock else []
+    for dependency in map(Requirement, [*project["dependencies"], *extras]):
+        assert dependency.specifier.contains(pinned.get(dependency.name.lower(), "0")), f"{dependency}: run `make lock`"
+    assert not re.search(r"https?:|--index|--find-links|--extra-index", text)
+    assert text.count("--hash=sha256:") > len(pinned)
