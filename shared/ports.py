@@ -18,6 +18,13 @@ class CompletionRequest(msgspec.Struct, frozen=True):
     timeout_seconds: float
 
 
+class RateLimits(msgspec.Struct, frozen=True):
+    """As the provider's headers state them; None where they do not."""
+
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+
+
 class Completion(msgspec.Struct, frozen=True):
     """A usable answer.  raw: the body as it came, every byte."""
 
@@ -27,6 +34,7 @@ class Completion(msgspec.Struct, frozen=True):
     usage: Usage
     provider_request_id: str | None
     latency_ms: int
+    limits: RateLimits = RateLimits()
 
 
 class TeacherPort(Protocol):

@@ -51,11 +51,17 @@ class Stop:
 
 
 def after_failure(
-    error: ProviderError, *, attempts: int, fresh_for_seconds: float | None, policy: RetryPolicy, jitter: float
+    error: ProviderError,
+    *,
+    attempts: int,
+    failures: int,
+    fresh_for_seconds: float | None,
+    policy: RetryPolicy,
+    jitter: float,
 ) -> Retry | GiveUp | Stop:
-    """attempts: counted calls so far, this one included, >= 1.  jitter: in [0, 1), drawn by the caller.
-    fresh_for_seconds: how long a just-trained model has been asked for already; None for any other model."""
-    backoff = min(policy.cap_seconds, policy.base_seconds * 2 ** min(attempts - 1, 16)) * (1 + jitter) / 2
+    """attempts: calls so far that count against the policy, this one included, >= 1.  failures: all calls so far.
+    jitter: in [0, 1), drawn by the caller.  fresh_for_seconds: how long a just-trained model has been asked for already; None for any other model."""
+    backoff = min(policy.cap_seconds, policy.base_seconds * 2 ** min(failures - 1, 16)) * (1 + jitter) / 2
     match error:
         case ProviderQuotaExhausted():
             return Stop("pause", error.code)

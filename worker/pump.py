@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 import itertools
+import logging
 import random
 import time
 import uuid
@@ -20,7 +21,7 @@ from typing import Final
 
 import structlog
 
-from shared.errors import JobFailed, ProviderError, StoreError
+from shared.errors import JobFailed, ProviderError, ProviderRateLimited, StoreError
 from shared.ids import JobId
 from shared.lifecycle import JobStatus
 from shared.models import Job, JobError, Prompt
@@ -28,9 +29,11 @@ from shared.plan import PassPlan, plans
 from shared.ports import CompletionRequest, TeacherPort
 from shared.pricing import Prices
 from shared.retries import GiveUp, Retry, RetryPolicy, Stop, after_failure
+from shared.settings import ProviderSettings
 from shared.store import Store
 from shared.store.passes import Beginning, Halt, PassId, Settlement, TickResult
 from worker.completions import Scribe
+from worker.governor import Allowance
 from worker.providers import Providers
 
 _log: Final = structlog.get_logger()
@@ -58,7 +61,7 @@ class PumpLimits:
 
 @dataclass(eq=False, slots=True)
 class _Call:
-    """One prompt on its way.  id: of the call being made, new for each attempt.  attempts: failures counted so far."""
+    """One prompt on its way.  id: of the call being made, new for each attempt.  attempts: failures that count."""
 
     chunk: int
     index: int
@@ -66,6 +69,7 @@ class _Call:
     ceiling_nano: int
     id: str = ""
     attempts: int = 0
+    failures: int = 0
 
 
 @dataclass(eq=False)
@@ -77,6 +81,7 @@ class _Run:
     job: Job
     teacher: TeacherPort
     timeout_seconds: float
+    allowance: Allowance
     scribe: Scribe
     chunks: dict[int, set[int]] = field(default_factory=dict)  # chunk → indexes not yet settled here
     queue: deque[_Call] = field(default_factory=deque)
@@ -121,6 +126,7 @@ class Pump:
         self._token = uuid.uuid4().hex
         self._call_numbers = itertools.count(1)
         self._runs: dict[PassId, _Run] = {}
+        self._allowances: dict[tuple[str, str], Allowance] = {}
         self._in_flight = 0
         self._bell = asyncio.Event()
         self._stopping = False
@@ -190,9 +196,18 @@ class Pump:
             await self._store.passes.halt(pass_id, Halt("fail", error.code, _job_error(error, job)))
             return
         scribe = Scribe(job, plan, self._prices, settings.prices, secret=self._secret)
-        run = _Run(pass_id, plan, job, self._providers.teacher(plan.provider), settings.timeout_seconds, scribe)
+        teacher = self._providers.teacher(plan.provider)
+        allowance = self._allowance(plan, settings)
+        run = _Run(pass_id, plan, job, teacher, settings.timeout_seconds, allowance, scribe)
         self._runs[pass_id] = run
         self._spawn(self._flush(run))
+
+    def _allowance(self, plan: PassPlan, settings: ProviderSettings) -> Allowance:
+        """One per model and endpoint, however many jobs ask it."""
+        key = (plan.provider, plan.model)
+        if key not in self._allowances:
+            self._allowances[key] = Allowance(self._store, *key, settings, on_permit=self._fill)
+        return self._allowances[key]
 
     async def _fetch(self, run: _Run) -> None:
         """Lease one more chunk and queue what is not settled of it."""
@@ -249,6 +264,9 @@ class Pump:
             by_tenant[run.job.tenant] = by_tenant.get(run.job.tenant, 0) + run.in_flight
         while waiting and self._in_flight < self._limits.in_flight:
             run = min(waiting, key=lambda r: (by_tenant[r.job.tenant], r.in_flight))
+            if not run.allowance.take():
+                waiting.remove(run)
+                continue
             run.beginnings.append(run.queue.popleft())
             run.in_flight += 1
             by_tenant[run.job.tenant] += 1
@@ -371,21 +389,27 @@ class Pump:
             await self._failed(run, call, error)
             return
         run.last_answer_at = time.monotonic()
+        run.allowance.learn(completion.limits, completion.usage.prompt_tokens + completion.usage.completion_tokens)
         run.settlements.append(run.scribe.answered(call.chunk, call.index, call.id, completion))
         self._release_slot(run)
         run.bell.set()
         self._fill()
 
     async def _failed(self, run: _Run, call: _Call, error: ProviderError) -> None:
+        if isinstance(error, ProviderRateLimited):
+            await run.allowance.refused(error.retry_after_seconds)
         fresh_for = time.monotonic() - run.opened_at if run.plan.fresh else None
         decision = after_failure(
             error,
             attempts=call.attempts + 1,
+            failures=call.failures + 1,
             fresh_for_seconds=fresh_for,
             policy=self._limits.retry,
             jitter=random.random(),
         )
-        _log.info(
+        call.failures += 1
+        _log.log(
+            logging.DEBUG if isinstance(decision, Retry) else logging.WARNING,
             "completion_failed",
             job_id=run.pass_id.job_id,
             model=run.plan.model,

@@ -17,6 +17,7 @@ from shared.store.content import ContentStore
 from shared.store.deliveries import DeliveryStore
 from shared.store.jobs import JobStore
 from shared.store.passes import PassStore
+from shared.store.rates import RateStore
 
 _ADMISSION_SHARE = 0.8  # of maxmemory: below it new jobs come in, above it only work already accepted goes on
 _MEMORY_CHECK_SECONDS = 1.0
@@ -33,6 +34,7 @@ class Store:
         self.passes = PassStore(client, scripts)
         self.content = ContentStore(client)
         self.deliveries = DeliveryStore(client, scripts)
+        self.rates = RateStore(client, scripts)
         self._memory_checked_at = float("-inf")
         self._memory_share = 0.0
 

@@ -84,6 +84,13 @@ def worker(worker_id: str) -> str:
     return f"d:worker:{worker_id}"
 
 
+def rate(endpoint: str, model: str) -> str:
+    """HASH, the shared rate of one model at one endpoint: rpm, tpm (limits, 0 unknown), share (of them in use, cut and
+    grown back), requests, tokens (in the bucket), at_ms, pause_until_ms, cut_at_ms, second:0…3 (calls per second).
+    Lives a day after its last use."""
+    return f"d:rate:{endpoint}:{model}"
+
+
 DUE: Final = "d:due"
 """ZSET, the one clock: `job:<id>` or `dlv:<id>` → unix ms when somebody must look."""
 

@@ -22,7 +22,7 @@ from shared.errors import (
     ProviderUnavailable,
 )
 from shared.models import JsonObject, Usage
-from shared.ports import Completion
+from shared.ports import Completion, RateLimits
 
 Header = Callable[[str], str | None]
 
@@ -80,8 +80,9 @@ _answers: Final = msgspec.json.Decoder(_Answer)
 _errors: Final = msgspec.json.Decoder(_ErrorEnvelope)
 
 
-def parse_completion(body: bytes, *, request_id: str | None, latency_ms: int) -> Completion:
+def parse_completion(body: bytes, header: Header, *, latency_ms: int) -> Completion:
     """A chat completion, only what we read of it checked.  Raises ProviderUnavailable for anything else."""
+    request_id = header("x-request-id")
     try:
         answer = _answers.decode(body)
         choice = answer.choices[0]
@@ -107,7 +108,15 @@ def parse_completion(body: bytes, *, request_id: str | None, latency_ms: int) ->
         ),
         provider_request_id=request_id,
         latency_ms=latency_ms,
+        limits=RateLimits(
+            _whole(header("x-ratelimit-limit-requests")),
+            _whole(header("x-ratelimit-limit-tokens")),
+        ),
     )
+
+
+def _whole(text: str | None) -> int | None:
+    return int(text) if text is not None and text.isascii() and text.isdigit() and 0 < len(text) < 16 else None
 
 
 def error_of(status: int, body: bytes, header: Header) -> ProviderError:

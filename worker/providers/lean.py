@@ -65,11 +65,7 @@ class LeanTeacher:
             raise ProviderUnavailable("The connection to the provider broke.", provider_code="disconnected") from error
         if response.status != 200:
             raise error_of(response.status, body, response.get_header)
-        return parse_completion(
-            body,
-            request_id=response.get_header("x-request-id"),
-            latency_ms=int((time.monotonic() - started) * 1000),
-        )
+        return parse_completion(body, response.get_header, latency_ms=int((time.monotonic() - started) * 1000))
 
     async def _read(self, response: Response) -> bytes:
         """The whole body, refused once it is larger than any answer we would keep."""

@@ -74,11 +74,8 @@ class OpenAITeacher:
         started = time.monotonic()
         client = self._client.with_options(timeout=request.timeout_seconds)
         response = await _asked(client.chat.completions.with_raw_response.create(**request.body))
-        return parse_completion(
-            response.content,
-            request_id=response.headers.get("x-request-id"),
-            latency_ms=int((time.monotonic() - started) * 1000),
-        )
+        latency_ms = int((time.monotonic() - started) * 1000)
+        return parse_completion(response.content, response.headers.get, latency_ms=latency_ms)
 
     async def close(self) -> None:
         await self._client.close()

@@ -1,0 +1,180 @@
+"""The whole service as real processes on loopback: Valkey, sandbox, API and any number of workers, each by its pid."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import httpx2
+
+from cli import embedded
+from sandbox.testing import SandboxProcess
+
+ROOT = Path(__file__).resolve().parent.parent
+KEY = "dk_test_0123456789abcdefghjkmnpqrstv"
+STUDENT = "qwen3-8b"  # a base model of the sandbox that never retires
+TEACHER = "gpt-6.1-sol"
+
+#: Short waits, so that a takeover is seen within seconds instead of half a minute.
+IMPATIENT = {
+    "LEASE_SECONDS": "3",
+    "CHUNK_LEASE_SECONDS": "3",
+    "TAKEOVER_GRACE_SECONDS": "0.5",
+    "SWEEP_INTERVAL_SECONDS": "0.2",
+    "SWEEP_GRACE_SECONDS": "1",
+    "POLL_MIN_SECONDS": "0.2",
+    "POLL_MAX_SECONDS": "0.5",
+    "UNKNOWN_OUTCOME_WAIT_SECONDS": "3",
+    "RETRY_BASE_SECONDS": "0.1",
+    "RETRY_CAP_SECONDS": "2",
+}
+
+
+class System:
+    """settings: DISTILL_… without the prefix, over `IMPATIENT`.  sandbox: options of `SandboxProcess`."""
+
+    def __init__(self, folder: Path, *, settings: dict[str, str] | None = None, **sandbox: Any) -> None:
+        self._folder = folder
+        self._settings = {**IMPATIENT, **(settings or {})}
+        self.sandbox = SandboxProcess(**{"latency_seconds": 0.05, "training_seconds": 1, "today": "2026-11-22"} | sandbox)
+        self._processes: list[subprocess.Popen[bytes]] = []
+
+    def __enter__(self) -> Self:
+        self.redis = embedded.start(self._folder)
+        self.sandbox.start()
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        given = {
+            "REDIS_URL": self.redis.url,
+            "SECRET_KEY": "a secret key of the test suite, 40 chars",
+            "ADMIN_KEY": KEY,
+            "API_PORT": str(port),
+            "PROVIDERS__SANDBOX__BASE_URL": self.sandbox.base_url,
+            "PROVIDERS__SANDBOX__API_KEY": "sk-sandbox",
+            "PROVIDERS__SANDBOX__PRICES": "openai",
+            "PROVIDERS__SANDBOX__CAN_STORE": "true",
+            "WEBHOOK_ALLOW_HTTP": "true",
+            "WEBHOOK_ALLOW_NETWORKS": '["127.0.0.0/8"]',
+            "WEBHOOK_PORTS": "[]",
+            **self._settings,
+        }
+        self.environment = {
+            **{name: value for name, value in os.environ.items() if not name.startswith(("DISTILL_", "OPENAI_"))},
+            **{f"DISTILL_{name}": value for name, value in given.items()},
+            "PYTHONPATH": str(ROOT),
+        }
+        self.url = f"http://127.0.0.1:{port}"
+        self.client = httpx2.Client(base_url=self.url, headers={"Authorization": f"Bearer {KEY}"}, timeout=10)
+        self.api = self._spawn("api")
+        self.until(lambda: self._healthy(), "the API answers")
+        return self
+
+    def _healthy(self) -> bool:
+        try:
+            return self.client.get("/healthz").status_code == 200
+        except httpx2.TransportError:
+            return False
+
+    def _spawn(self, module: str) -> subprocess.Popen[bytes]:
+        with (self._folder / f"{module}-{len(self._processes)}.log").open("wb") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-W", "ignore", "-m", module],
+                env=self.environment,
+                cwd=self._folder,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+        self._processes.append(process)
+        return process
+
+    def start_worker(self) -> subprocess.Popen[bytes]:
+        return self._spawn("worker")
+
+    @staticmethod
+    def kill(process: subprocess.Popen[bytes]) -> None:
+        """kill -9: nothing is said goodbye to."""
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+
+    def logs(self) -> str:
+        return "".join(path.read_text(errors="replace") for path in sorted(self._folder.glob("*.log")))
+
+    # --- what a client does -------------------------------------------------------------------------------------------
+
+    def submit(self, **changes: Any) -> dict[str, Any]:
+        answer = self.client.post("/v1/jobs", json=a_request(**changes))
+        assert answer.status_code == 202, answer.text
+        job: dict[str, Any] = answer.json()
+        return job
+
+    def job(self, job_id: str) -> dict[str, Any]:
+        job: dict[str, Any] = self.client.get(f"/v1/jobs/{job_id}").raise_for_status().json()
+        return job
+
+    def until(self, condition: Callable[[], Any], what: str, *, seconds: float = 60) -> Any:
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            if found := condition():
+                return found
+            time.sleep(0.02)
+        raise AssertionError(f"not within {seconds} s: {what}\n{self.logs()[-8000:]}")
+
+    def finished(self, job_id: str, *, seconds: float = 90) -> dict[str, Any]:
+        """The job once it has ended, however it did."""
+
+        def ended() -> dict[str, Any] | None:
+            job = self.job(job_id)
+            return job if job["status"] in {"succeeded", "failed", "cancelled"} else None
+
+        found: dict[str, Any] = self.until(ended, f"{job_id} ends", seconds=seconds)
+        return found
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.client.close()
+        for process in self._processes:
+            if process.poll() is None:
+                process.kill()
+            process.wait()
+        self.sandbox.kill()
+        self.redis.stop()
+
+
+def a_request(*, prompts: int = 60, **changes: Any) -> dict[str, Any]:
+    """A triage job of distinct prompts; `changes` replace top-level members."""
+    request = {
+        "name": "ticket-triage",
+        "teacher": {"provider": "sandbox", "model": TEACHER, "params": {"max_completion_tokens": 100}},
+        "students": [{"provider": "sandbox", "model": STUDENT, "suffix": "triage"}],
+        "system_prompt": "You triage support tickets.  Answer with JSON: category, priority, team.",
+        "source": {"type": "inline", "prompts": [a_ticket(number) for number in range(prompts)]},
+        "metadata": {"distillation": "teams_dataset"},
+    }
+    return request | changes
+
+
+def a_ticket(number: int) -> str:
+    """Distinct in its words, not only in a number."""
+    troubles = [
+        "I was charged twice for my subscription",
+        "I cannot log in since the password reset",
+        "The parcel has not arrived and tracking stands still",
+        "The export button crashes the app",
+        "Please add a dark theme to the dashboard",
+        "The whole site is down for our team, this is urgent",
+        "I want my money back for the broken headset",
+    ]
+    places = ["Lisbon", "Oslo", "Denver", "Nairobi", "Osaka", "Quito", "Perth", "Riga", "Turin", "Accra", "Hanoi"]
+    when = ["today", "since Monday", "after the update", "last night", "for a week", "since the move", "at noon"]
+    trouble, place, since = troubles[number % 7], places[number // 7 % 11], when[number // 77 % 7]
+    return f"{trouble}, {since}. We are in {place}, account {number:06d}."
