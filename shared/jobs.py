@@ -464,7 +464,7 @@ def _with_defaults(prompt: Prompt, spec: JobSpec) -> Prompt:
 
 def _usable(completion: StoredCompletion | None) -> dict[str, object] | None:
     """The message of an answer that nothing was found against on arrival."""
-    if completion is None or completion.raw is None or completion.reason is not None:
+    if completion is None or completion.status == "failed" or completion.reason is not None:
         return None
     try:
         return assistant_message(completion.raw)[0]

@@ -1,0 +1,108 @@
+"""The HTTP application, wired: settings in, ASGI out.  Importing this connects to nothing."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI, status
+from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from api import problems
+from api.deps import Services, with_request_models
+from api.middleware import RequestContext
+from api.routers import jobs, service
+from api.validation import request_error
+from shared.errors import DistillError
+from shared.jobs import Bell, Jobs, Limits
+from shared.pricing import Prices
+from shared.queue import Doorbell, celery_app
+from shared.settings import Settings
+from shared.store import Store
+
+
+class NoAdminKey(RuntimeError):
+    """The API does not start without a key that opens it."""
+
+
+def create_app(settings: Settings, *, store: Store | None = None, doorbell: Bell | None = None) -> FastAPI:
+    """store, doorbell: for tests; else made from the settings, and closed with the application."""
+    if settings.admin_key is None:
+        raise NoAdminKey("Set DISTILL_ADMIN_KEY or DISTILL_ADMIN_KEY_FILE: without a key nobody could use the API.")
+    used_store = store or Store.at(settings.redis_url, patient=False)
+    bell = doorbell or Doorbell(celery_app(settings.broker_url))
+    prices = Prices(settings.prices_file)
+    job_cases = Jobs(
+        used_store,
+        bell,
+        providers=settings.providers,
+        prices=prices,
+        limits=_limits(settings),
+    )
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        await asyncio.to_thread(prices.is_priced, "openai", "gpt-4o")  # loads the price list before anybody waits
+        yield
+        await job_cases.close()
+        if isinstance(bell, Doorbell):
+            bell.close()
+        if store is None:
+            await used_store.close()
+
+    app = FastAPI(
+        title="Distillery",
+        version="0.1.0",
+        summary="Turn an expensive model into a cheap one that does your job as well.",
+        docs_url=None,  # the documentation pages would load scripts from elsewhere
+        redoc_url=None,
+        redirect_slashes=False,  # a redirect would follow the caller's Host header
+        separate_input_output_schemas=False,
+        lifespan=lifespan,
+    )
+    app.state.services = Services(settings=settings, store=used_store, jobs=job_cases)
+    app.include_router(jobs.router)
+    app.include_router(service.router)
+    app.add_exception_handler(DistillError, _domain_error)
+    app.add_exception_handler(RequestValidationError, _request_error)
+    app.add_exception_handler(HTTPException, _framework_error)
+    app.add_middleware(RequestContext)
+    app.openapi = with_request_models(app.openapi)  # type: ignore[method-assign]
+    return app
+
+
+def _limits(settings: Settings) -> Limits:
+    return Limits(
+        prompts_max=settings.inline_prompts_max,
+        prompt_max_chars=settings.prompt_max_chars,
+        chunk_size=settings.chunk_size,
+        retention_days_max=settings.retention_days_max,
+        webhook_allow_http=settings.webhook_allow_http,
+        webhook_ports=settings.webhook_ports,
+        webhook_allow_networks=settings.webhook_allow_networks,
+    )
+
+
+async def _domain_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, DistillError)
+    return problems.render(request, error)
+
+
+async def _request_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    return problems.render(request, request_error(error))
+
+
+async def _framework_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    if error.status_code == status.HTTP_405_METHOD_NOT_ALLOWED:
+        # The framework names the methods of the first route with this path only; RFC 9110 asks for all.
+        routes = [route for route in (*jobs.router.routes, *service.router.routes) if isinstance(route, APIRoute)]
+        here = [route for route in routes if route.path_regex.match(request.url.path)]
+        error.headers = {"Allow": ", ".join(sorted({method for route in here for method in route.methods}))}
+    return problems.render_http(request, error)

@@ -1,0 +1,215 @@
+"""What routes ask for: the caller, the services, the body."""
+
+from __future__ import annotations
+
+import asyncio
+import difflib
+import hmac
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any, Final, TypeVar, cast
+
+import msgspec
+from fastapi import Depends, Request
+from fastapi.dependencies.utils import get_flat_params
+from pydantic import BaseModel, ValidationError
+
+from api.problems import BodyTooLarge, UnsupportedMediaType
+from api.validation import faults_of, query_fault
+from shared.errors import BadRequest, Forbidden, Unauthenticated
+from shared.ids import TenantId
+from shared.jobs import Jobs, invalid
+from shared.settings import Settings
+from shared.store import Store
+
+Body = TypeVar("Body", bound=BaseModel)
+
+SCOPES: Final = ("jobs:read", "jobs:write", "data:read", "data:write", "webhooks:write", "admin")
+LOCAL: Final = TenantId("local")
+DEEPEST_JSON: Final = 64  # levels; what later recurses over the body must never run out of stack
+_LARGE_BODY_BYTES: Final = 100_000  # from here on a body is read in a thread, so that others need not wait for it
+
+
+@dataclass(frozen=True)
+class Services:
+    """Made once per process by api/app.py."""
+
+    settings: Settings
+    store: Store
+    jobs: Jobs
+
+
+def _services(request: Request) -> Services:
+    return cast("Services", request.app.state.services)
+
+
+Wired = Annotated[Services, Depends(_services)]
+
+
+# --- who asks --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Whose key it is and what it may do."""
+
+    tenant: TenantId
+    scopes: frozenset[str]
+
+
+async def authenticate(request: Request, services: Wired) -> Caller:
+    """The only key so far is the operator's."""
+    scheme, _, key = request.headers.get("authorization", "").strip().partition(" ")
+    if scheme.lower() != "bearer" or not key.strip():
+        raise Unauthenticated("Send your API key as `Authorization: Bearer …`.", code="missing_api_key")
+    admin_key = services.settings.admin_key
+    # The header arrives as Latin-1; compared as bytes, because compare_digest takes no text beyond ASCII.
+    expected = admin_key.get_secret_value().encode() if admin_key is not None else b""
+    if not expected or not hmac.compare_digest(key.strip().encode("latin-1"), expected):
+        raise Unauthenticated("The API key is not known.", code="invalid_api_key")
+    return Caller(tenant=LOCAL, scopes=frozenset(SCOPES))
+
+
+def requires(scope: str) -> Any:
+    """The caller of a route, who must hold `scope`: `caller: Annotated[Caller, requires("jobs:read")]`."""
+    if scope not in SCOPES:
+        raise ValueError(scope)
+
+    async def allowed(caller: Annotated[Caller, Depends(authenticate)]) -> Caller:
+        if scope not in caller.scopes:
+            raise Forbidden(f"This route asks for the scope {scope}, which the API key does not have.")
+        return caller
+
+    return Depends(allowed)
+
+
+async def known_query_only(request: Request) -> None:
+    """A misspelt filter must not silently select everything."""
+    dependant = getattr(request.scope.get("route"), "dependant", None)
+    known = (
+        {field.alias for field in get_flat_params(dependant) if _is_query(field)} if dependant is not None else set()
+    )
+    sent = list(request.query_params.multi_items())
+    for name, _ in sent:
+        if name not in known:
+            near = difflib.get_close_matches(name[:64], sorted(known), n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            listed = ", ".join(sorted(known)) or "none"
+            raise query_fault("query", "unknown_field", f"A query parameter is not known{hint} (known: {listed})")
+    for name in known:
+        if sum(sent_name == name for sent_name, _ in sent) > 1:
+            raise query_fault(name, "duplicate", f"The query parameter {name} may be given once")
+
+
+def _is_query(field: Any) -> bool:
+    return getattr(getattr(field.field_info, "in_", None), "value", None) == "query"
+
+
+# --- what is sent ----------------------------------------------------------------------------------------------------
+
+
+async def read_body(request: Request, limit: int) -> bytes:
+    """The body, counted as it arrives: Content-Length may be missing or untrue."""
+    declared = request.headers.get("content-length", "")
+    if declared.isdecimal() and int(declared[:18]) > limit:
+        raise _too_large(limit)
+    parts, size = [], 0
+    async for part in request.stream():
+        size += len(part)
+        if size > limit:
+            raise _too_large(limit)
+        parts.append(part)
+    return b"".join(parts)
+
+
+def _too_large(limit: int) -> BodyTooLarge:
+    return BodyTooLarge(f"The body may have at most {limit:,} bytes.")
+
+
+def _require_json(request: Request) -> None:
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    is_json = media_type == "application/json" or (
+        media_type.startswith("application/") and media_type.endswith("+json")
+    )
+    if not is_json or request.headers.get("content-encoding", "identity").lower() != "identity":
+        raise UnsupportedMediaType("The body must be application/json, without a content encoding.")
+
+
+def parse_json(body: bytes) -> Any:
+    """Strict JSON, of bounded depth.  Raises BadRequest `malformed_json`, which repeats nothing of the body."""
+    too_deep = BadRequest(f"The body is nested deeper than {DEEPEST_JSON} levels.")
+    try:
+        value = msgspec.json.decode(body)
+    except RecursionError:
+        raise too_deep from None
+    except UnicodeDecodeError as error:
+        raise BadRequest(f"The body is not UTF-8 (byte {error.start} of a text).") from None
+    except msgspec.MsgspecError as error:
+        place = str(error).rpartition("(byte ")[2]
+        at = f" Reading stopped at byte {place[:-1]}." if place[:-1].isdecimal() else ""
+        raise BadRequest(f"The body is not valid JSON.{at}") from None
+    layer = [value]
+    for _ in range(DEEPEST_JSON + 1):
+        if not layer:
+            return value
+        layer = [
+            inner
+            for outer in layer
+            if isinstance(outer, dict | list)
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+        ]
+    raise too_deep
+
+
+def validated(model: type[Body], value: Any) -> Body:
+    """Raises ValidationFailed with pointers; never with values."""
+    try:
+        return model.model_validate(value)
+    except ValidationError as error:
+        raise invalid(faults_of(model, value, error)) from None
+
+
+def json_body(model: type[Body], *, optional: bool = False) -> Any:
+    """The validated body of a route.  Read only once the caller is known, unlike the framework's own body parameters.
+
+    optional: no body at all is an empty object."""
+
+    def read(body: bytes) -> Body:
+        return validated(model, parse_json(body))
+
+    async def dependency(request: Request, services: Wired) -> Body:
+        declared_empty = (
+            request.headers.get("content-length", "0") == "0" and "transfer-encoding" not in request.headers
+        )
+        if optional and declared_empty:
+            return validated(model, {})
+        _require_json(request)
+        body = await read_body(request, services.settings.body_max_bytes)
+        return await asyncio.to_thread(read, body) if len(body) > _LARGE_BODY_BYTES else read(body)
+
+    return Depends(dependency)
+
+
+def body_docs(model: type[BaseModel], *, required: bool = True) -> dict[str, Any]:
+    """What `json_body` hides from the framework: the request body in openapi.json.  See `with_request_models`."""
+    REQUEST_MODELS[model.__name__] = model
+    schema = {"$ref": f"#/components/schemas/{model.__name__}"}
+    return {"requestBody": {"required": required, "content": {"application/json": {"schema": schema}}}}
+
+
+REQUEST_MODELS: Final[dict[str, type[BaseModel]]] = {}
+
+
+def with_request_models(openapi: Callable[[], dict[str, Any]]) -> Callable[[], dict[str, Any]]:
+    """Adds the schemas that `body_docs` refers to."""
+
+    def complete() -> dict[str, Any]:
+        document = openapi()
+        schemas = document.setdefault("components", {}).setdefault("schemas", {})
+        for name, model in REQUEST_MODELS.items():
+            schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
+            schemas.update(schema.pop("$defs", {}))
+            schemas[name] = schema
+        return document
+
+    return complete

@@ -1,0 +1,60 @@
+"""What surrounds every request: its id, its log line, and the answer to what nobody expected."""
+
+from __future__ import annotations
+
+import re
+import time
+from typing import Final
+
+import structlog
+from starlette.requests import Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from api.problems import problem
+from shared.ids import new_request_id
+
+_log: Final = structlog.get_logger()
+_ACCEPTED_ID: Final = re.compile(rb"[A-Za-z0-9_-]{1,64}")
+
+
+class RequestContext:
+    """Outermost of ours.  The caller's request id is kept when it is plain, replaced when it is not."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        sent = [value for name, value in scope["headers"] if name == b"x-request-id"]
+        accepted = len(sent) == 1 and _ACCEPTED_ID.fullmatch(sent[0])
+        request_id = sent[0].decode() if accepted else str(new_request_id())
+        scope.setdefault("state", {})["request_id"] = request_id
+        started_at, status = time.perf_counter(), 0
+
+        async def answer(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = [*message.get("headers", ()), (b"x-request-id", request_id.encode())]
+                message = {**message, "headers": [*headers, (b"x-content-type-options", b"nosniff")]}
+            await send(message)
+
+        with structlog.contextvars.bound_contextvars(request_id=request_id):
+            try:
+                await self._app(scope, receive, answer)
+            except Exception:
+                _log.exception("request_failed", method=scope["method"], route=_route(scope))
+                if status:
+                    raise  # The answer has begun: only a broken connection can still say that it is not whole.
+                detail = "Something went wrong on our side.  Report the request id."
+                await problem(Request(scope), "internal", detail)(scope, receive, answer)
+            finally:
+                took_ms = round((time.perf_counter() - started_at) * 1000, 1)
+                _log.info("request", method=scope["method"], route=_route(scope), status=status, took_ms=took_ms)
+
+
+def _route(scope: Scope) -> str:
+    """The template of the route, never the path: that may carry anything."""
+    return getattr(scope.get("route"), "path", "") or "unknown"

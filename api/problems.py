@@ -1,0 +1,553 @@
+"""Errors as HTTP: the only file that knows status numbers.  RFC 9457 on every error, ours and the framework's alike.
+
+`PROBLEMS` is the one table: it decides the status, renders the page behind each `type`, and is what docs/errors.md is
+written from (`python -m api.problems > docs/errors.md`).  Nothing of the caller's values is ever repeated."""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import msgspec
+import structlog
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from shared.errors import DistillError, Fault, RequestError, ValidationFailed
+from shared.ids import is_id
+
+_log: Final = structlog.get_logger()
+
+MEDIA_TYPE: Final = "application/problem+json"
+RETRY_AFTER_SECONDS: Final = 2
+_FAULTS_MAX: Final = 20
+_POINTER_MAX_CHARS: Final = 200
+_KEY_SHAPED: Final = re.compile(r"\b(?:sk|dk|pk|whsec|key|ghp|xox[a-z])[-_][A-Za-z0-9_\-+/=]{6,}")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """status: None for codes that only appear in `job.error`.  meaning and remedy: whole sentences for the page."""
+
+    status: int | None
+    title: str
+    meaning: str
+    remedy: str
+    retryable: bool = False
+
+
+PROBLEMS: Final[Mapping[str, Problem]] = {
+    # --- 400
+    "malformed_json": Problem(
+        400,
+        "The body is not JSON",
+        "The body could not be read as JSON in UTF-8.  NaN, Infinity, lone surrogates, numbers that no double can hold"
+        " and nesting deeper than 64 levels are not accepted either.",
+        "Send one JSON object.  `detail` says where reading stopped.",
+    ),
+    "invalid_cursor": Problem(
+        400,
+        "The cursor is not one of ours",
+        "`after` or `before` does not name an object of this list.",
+        "Pass `last_id` of the page before, unchanged.",
+    ),
+    "invalid_idempotency_key": Problem(
+        400,
+        "The idempotency key cannot be used",
+        "`Idempotency-Key` is empty, longer than 255 characters or not plain ASCII.",
+        "Send a fresh UUID for every request you mean to make once.",
+    ),
+    # --- 401, 403
+    "missing_api_key": Problem(
+        401,
+        "No API key was sent",
+        "The request has no `Authorization: Bearer …` header.",
+        "Send your API key in that header.",
+    ),
+    "invalid_api_key": Problem(
+        401,
+        "The API key is not known",
+        "The key in the `Authorization` header is wrong, revoked or of another installation.",
+        "Check the key; ask your operator for a new one.",
+    ),
+    "insufficient_scope": Problem(
+        403,
+        "The API key does not allow this",
+        "The key is known and lacks the scope this route asks for, which `detail` names.",
+        "Use a key with that scope.",
+    ),
+    "provider_not_allowed": Problem(
+        403,
+        "The API key may not use this provider",
+        "The provider is configured, but not for this key.",
+        "Name another provider, or ask your operator.",
+    ),
+    # --- 404, 405, 406, 410, 413, 415
+    "not_found": Problem(
+        404,
+        "There is no such object",
+        "No object of yours has this id, or no route this path.  Other tenants' objects answer the same.",
+        "Check the id and the path.",
+    ),
+    "job_deleted": Problem(
+        410,
+        "The job was deleted",
+        "The job existed; its content is gone, by request or because its retention ended.",
+        "Nothing can bring it back.",
+    ),
+    "method_not_allowed": Problem(
+        405,
+        "The route does not take this method",
+        "The path exists; the method is another one, named in the `Allow` header.",
+        "Use an allowed method.",
+    ),
+    "not_acceptable": Problem(
+        406,
+        "No representation fits the Accept header",
+        "The route cannot answer in any of the media types asked for.",
+        "Ask for application/json, or leave the header out.",
+    ),
+    "body_too_large": Problem(
+        413,
+        "The body is too large",
+        "The body has more bytes than the operator allows (`DISTILL_BODY_MAX_BYTES`).",
+        "Send fewer or shorter prompts per job.",
+    ),
+    "unsupported_media_type": Problem(
+        415,
+        "The body is not declared as JSON",
+        "The `Content-Type` is missing or not JSON, or a `Content-Encoding` was used.",
+        "Send `Content-Type: application/json`, uncompressed.",
+    ),
+    # --- 409
+    "idempotency_in_progress": Problem(
+        409,
+        "The first request with this key is still being served",
+        "Another request with the same `Idempotency-Key` has not been answered yet.",
+        "Wait for `Retry-After`, then send the same request again.",
+        retryable=True,
+    ),
+    "job_not_finished": Problem(
+        409,
+        "The job has not finished",
+        "What was asked for exists only once the job, or the stage that makes it, is done.",
+        "Wait for `Retry-After`, or subscribe to the job's events.",
+        retryable=True,
+    ),
+    "job_not_cancellable": Problem(
+        409,
+        "The job has ended already",
+        "A job that succeeded or failed cannot be cancelled.",
+        "Nothing is left to do.",
+    ),
+    "job_not_terminal": Problem(
+        409,
+        "The job has not ended",
+        "This is possible only with a job that succeeded, failed or was cancelled.",
+        "Cancel the job first, or wait for its end.",
+    ),
+    "job_not_paused": Problem(
+        409, "The job is not paused", "Only a paused job can be resumed.", "Look at the job's `status`."
+    ),
+    "job_not_running": Problem(
+        409, "The job is not running", "Only a running job can be paused.", "Look at the job's `status`."
+    ),
+    # --- 422
+    "validation_failed": Problem(
+        422,
+        "The request is not valid",
+        "Parts of the request break a rule.  `errors` lists up to 20 of them, each with an RFC 6901 pointer into the"
+        " body; `pointer` is null for a query parameter, which `detail` names.",
+        "Mend every place and send it again.  `POST /v1/jobs?validate_only=true` checks without storing anything.",
+    ),
+    "idempotency_key_reused": Problem(
+        422,
+        "The idempotency key was used for another request",
+        "An earlier request with the same `Idempotency-Key` had another body.",
+        "Use a fresh key for a different request.",
+    ),
+    "too_many_prompts": Problem(
+        422,
+        "There are too many prompts",
+        "A request body takes as many prompts as the operator allows (`DISTILL_INLINE_PROMPTS_MAX`).",
+        "Split the job, or upload the prompts as a file.",
+    ),
+    "too_few_prompts": Problem(
+        422,
+        "There are too few prompts",
+        "After the holdout and the validation split, fewer prompts are left for training than"
+        " `curation.min_accepted` asks for, so the job could only fail.",
+        "Send more prompts, or lower `split` or `curation.min_accepted`.",
+    ),
+    "prompt_too_long": Problem(
+        422,
+        "A prompt is too long",
+        "All messages of one prompt together have more characters than the operator allows"
+        " (`DISTILL_PROMPT_MAX_CHARS`).",
+        "Shorten the prompt.",
+    ),
+    "duplicate_prompt_key": Problem(
+        422,
+        "Two prompts have the same key",
+        "`key` names a prompt within its job, so each may appear once.",
+        "Give every prompt a key of its own, or none.",
+    ),
+    "unsupported_param": Problem(
+        422,
+        "The teacher does not take this parameter",
+        "A parameter is no parameter of Chat Completions, or this model is known to refuse it: every call would fail.",
+        "Leave the parameter out or choose another model; `detail` says what the model takes.",
+    ),
+    "model_unknown": Problem(
+        422,
+        "The provider does not have this model",
+        "The provider knows no model of this name, or the operator's key may not use it.  Providers are asked by the"
+        " worker, so a job mostly ends with this code in `job.error`.",
+        "Check the name against the provider's list of models.",
+    ),
+    "model_retired": Problem(
+        422,
+        "The provider has retired this model",
+        "The model's shutdown date has passed.",
+        "Choose the model the provider names as its replacement.",
+    ),
+    "model_unpriced": Problem(
+        422,
+        "The model has no known price",
+        "A budget was asked for, and it cannot be kept without knowing what calls cost.",
+        "Ask your operator to add the model to the price file, or leave the budget out.",
+    ),
+    "cost_above_limit": Problem(
+        422,
+        "The budget is too small",
+        "The least the job will cost is more than `budget.max_cost_usd`.  In `job.error`: the budget was reached and"
+        " `budget.on_limit` is `fail`.",
+        "Raise the budget, or send fewer prompts.",
+    ),
+    "url_not_allowed": Problem(
+        422,
+        "Webhooks may not be sent to this URL",
+        "The URL is not https, carries a password or points into a private network.",
+        "Use a public https address; an operator can allow others.",
+    ),
+    "holdout_too_small": Problem(
+        422,
+        "The holdout is too small",
+        "No prompt falls into the holdout, so no student could be judged.",
+        "Send more prompts, ask for a larger `split.holdout`, or set it to 0 to go without a verdict.",
+    ),
+    "provider_training_closed": Problem(
+        422,
+        "The provider takes no fine-tuning jobs",
+        "The provider no longer trains, or this account may not.  The curated dataset stays available.",
+        "Name another provider for the student, or export the dataset and train elsewhere.",
+    ),
+    # --- 429
+    "rate_limited": Problem(
+        429,
+        "Too many requests",
+        "This key has used up its requests for the moment.",
+        "Wait for `Retry-After`.",
+        retryable=True,
+    ),
+    "too_many_active_jobs": Problem(
+        429,
+        "Too many jobs are active",
+        "As many of your jobs as allowed are queued or running.",
+        "Wait until one ends, or cancel one.",
+        retryable=True,
+    ),
+    "daily_spend_exhausted": Problem(
+        429,
+        "The spending limit of the day is reached",
+        "Your jobs have spent what your operator allows per day.",
+        "Try again tomorrow (UTC), or ask your operator.",
+    ),
+    # --- 5xx
+    "internal": Problem(
+        500,
+        "Something went wrong on our side",
+        "The error was logged under the request id of this answer.",
+        "Report the request id; the request may be sent again.",
+    ),
+    "store_unavailable": Problem(
+        503,
+        "The store cannot be reached",
+        "The database is starting, away or too slow.  Nothing was accepted unless an earlier answer said so.",
+        "Wait for `Retry-After`, then send the same request again.",
+        retryable=True,
+    ),
+    "store_full": Problem(
+        503,
+        "The store is full",
+        "New jobs are let in below 80 % of the database's memory only, so that accepted ones always finish.",
+        "Wait for jobs to end or expire, or ask your operator.",
+        retryable=True,
+    ),
+    "draining": Problem(
+        503,
+        "The server is shutting down",
+        "This process takes no new work.",
+        "Send the request again; another process will serve it.",
+        retryable=True,
+    ),
+    "not_ready": Problem(
+        503,
+        "The service is not ready",
+        "At least one of the checks in `checks` has failed: the store answers, its durability settings are right, a"
+        " worker is alive, due work is looked at in time.",
+        "See the operations page of the documentation.",
+        retryable=True,
+    ),
+    # --- only in job.error
+    "provider_auth_failed": Problem(
+        None,
+        "The provider refused the operator's key",
+        "The key configured for this provider is wrong or revoked.",
+        "The operator has to replace it; then retry the job.",
+    ),
+    "provider_quota_exhausted": Problem(
+        None,
+        "The provider's credit is exhausted",
+        "The account at the provider has no credit left, or reached its own limit.",
+        "Top it up, then resume or retry the job.",
+    ),
+    "provider_rejected": Problem(
+        None,
+        "The provider refused a request for good",
+        "The provider's answer says that this very request will never succeed.",
+        "See `error.provider`, mend the request and retry the job.",
+    ),
+    "provider_rejected_training": Problem(
+        None,
+        "The provider refused the training",
+        "The fine-tuning job failed at the provider: because of the data, the hyperparameters or its policies.",
+        "See `error.provider` and the job's events; change the job and submit it again.",
+    ),
+    "provider_unavailable": Problem(
+        None,
+        "The provider gave no usable answer",
+        "The provider was away or answered with errors for longer than we retry.",
+        "Retry the job later; answers already paid for are reused.",
+        retryable=True,
+    ),
+    "too_few_accepted": Problem(
+        None,
+        "Too few answers can be trained on",
+        "Fewer completions were accepted than `curation.min_accepted` asks for.",
+        "Look at the rejected completions and their reasons; mend the prompts, then retry.",
+    ),
+    "smoke_test_failed": Problem(
+        None,
+        "The first answers were mostly unusable",
+        "Most of the first few completions were rejected, so the rest were not bought.",
+        "Look at these completions and their reasons; mend prompts or parameters, then retry.",
+    ),
+    "deadline_exceeded": Problem(
+        None,
+        "The job did not finish in time",
+        "`deadline_seconds` have passed since the job was created.",
+        "Retry it with a later deadline; answers already paid for are reused.",
+    ),
+    "attempts_exhausted": Problem(
+        None,
+        "The job was tried too often",
+        "A step failed, or its worker vanished, more often than the operator allows.",
+        "Retry the job; if it fails again, report its id.",
+    ),
+}
+
+#: The framework's own errors, by status.
+_FRAMEWORK: Final[Mapping[int, tuple[str, str]]] = {
+    400: ("malformed_json", "The request could not be read."),
+    404: ("not_found", "There is no such route."),
+    405: ("method_not_allowed", "This route does not take this method; see the Allow header."),
+    406: ("not_acceptable", "This route cannot answer in that media type."),
+    413: ("body_too_large", "The request is too large."),
+    415: ("unsupported_media_type", "The body must be application/json."),
+}
+
+
+class BodyTooLarge(RequestError):
+    """The body is too large"""
+
+    code = "body_too_large"
+
+
+class UnsupportedMediaType(RequestError):
+    """The body is not declared as JSON"""
+
+    code = "unsupported_media_type"
+
+
+def status_of(error: DistillError) -> int:
+    """By its code; a code of its own that the table does not know falls back to that of its class."""
+    codes = [error.code, *(cls.code for cls in type(error).__mro__ if issubclass(cls, DistillError))]
+    found = (PROBLEMS[code].status for code in codes if code in PROBLEMS)
+    return next((status for status in found if status is not None), 500)
+
+
+def render(request: Request, error: DistillError) -> Response:
+    """Any error of ours."""
+    status = status_of(error)
+    if status == 500:
+        _log.error("unexpected_error", error=type(error).__name__, code=error.code)
+        return problem(request, "internal", "Something went wrong on our side.  Report the request id.")
+    faults = error.faults if isinstance(error, ValidationFailed) else ()
+    headers = {}
+    if error.retryable:
+        headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
+    if status == 401:
+        headers["WWW-Authenticate"] = 'Bearer realm="distillery"'
+    return problem(
+        request,
+        error.code,
+        str(error),
+        status=status,
+        param=getattr(error, "param", None),
+        retryable=error.retryable,
+        faults=faults,
+        headers=headers,
+    )
+
+
+def render_http(request: Request, error: HTTPException) -> Response:
+    """An error of the framework: unknown route, wrong method, …"""
+    code, detail = _FRAMEWORK.get(error.status_code, ("internal", "Something went wrong on our side."))
+    return problem(request, code, detail, headers=dict(error.headers or {}))
+
+
+def problem(
+    request: Request,
+    code: str,
+    detail: str,
+    *,
+    status: int | None = None,
+    param: str | None = None,
+    retryable: bool | None = None,
+    faults: Sequence[Fault] = (),
+    headers: Mapping[str, str] | None = None,
+    extra: Mapping[str, Any] | None = None,
+) -> Response:
+    known = PROBLEMS.get(code, PROBLEMS["internal"])
+    status = status or known.status or 500
+    body = {
+        "type": f"/problems/{code}",
+        "title": known.title,
+        "status": status,
+        "code": code,
+        "param": None if param is None else _clean(_dotted(param)),
+        "detail": _redacted(detail),
+        "instance": _clean(request.url.path),
+        "request_id": request_id(request),
+        "retryable": known.retryable if retryable is None else retryable,
+        "errors": [
+            {"pointer": _clean(fault.pointer) if fault.pointer else None, "code": fault.code, "detail": fault.detail}
+            for fault in faults[:_FAULTS_MAX]
+        ],
+        **(extra or {}),
+    }
+    content = msgspec.json.encode(body)
+    return Response(content, status, {"Cache-Control": "no-store", **(headers or {})}, MEDIA_TYPE)
+
+
+def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """For openapi.json: which problems a route answers with."""
+    codes = {status: [code for code, known in PROBLEMS.items() if known.status == status] for status in statuses}
+    return {
+        status: {"description": ", ".join(listed), "content": {MEDIA_TYPE: {"schema": _SCHEMA}}}
+        for status, listed in codes.items()
+    }
+
+
+_NULLABLE_TEXT: Final = {"anyOf": [{"type": "string"}, {"type": "null"}]}
+_FAULT_FIELDS: Final = {"pointer": _NULLABLE_TEXT, "code": {"type": "string"}, "detail": {"type": "string"}}
+_FIELDS: Final = {
+    "type": {"type": "string", "format": "uri-reference"},
+    "title": {"type": "string"},
+    "status": {"type": "integer"},
+    "code": {"type": "string"},
+    "param": _NULLABLE_TEXT,
+    "detail": {"type": "string"},
+    "instance": {"type": "string"},
+    "request_id": {"type": "string"},
+    "retryable": {"type": "boolean"},
+    "errors": {
+        "type": "array",
+        "items": {"type": "object", "required": list(_FAULT_FIELDS), "properties": _FAULT_FIELDS},
+    },
+}
+_SCHEMA: Final = {"title": "Problem", "type": "object", "required": list(_FIELDS), "properties": _FIELDS}
+
+
+def request_id(request: Request) -> str | None:
+    return getattr(request.state, "request_id", None)
+
+
+def _dotted(param: str) -> str:
+    """A pointer as the dotted name OpenAI's errors use: /students/0/model → students.0.model."""
+    return param.removeprefix("/").replace("/", ".") if param.startswith("/") else param
+
+
+def _clean(text: str) -> str:
+    """A path or pointer, which may hold what the caller named: cut, printable, without what looks like a key."""
+    shown = "".join(char if char.isprintable() else "�" for char in _redacted(text[: _POINTER_MAX_CHARS * 2]))
+    return shown if len(shown) <= _POINTER_MAX_CHARS else shown[: _POINTER_MAX_CHARS - 1] + "…"
+
+
+def _redacted(text: str) -> str:
+    plain = text.encode("utf-8", "replace").decode()
+    # Our own ids look like keys and are none.
+    return _KEY_SHAPED.sub(
+        lambda found: found[0] if is_id(found[0].partition("_")[0], found[0]) else "[redacted]", plain
+    )
+
+
+# --- the page behind each `type` -------------------------------------------------------------------------------------
+
+
+def page(code: str) -> str | None:
+    """HTML without scripts, styles or anything from elsewhere; None for a code that does not exist."""
+    known = PROBLEMS.get(code)
+    if known is None:
+        return None
+    return (
+        '<!doctype html><html lang="en"><meta charset="utf-8">'
+        f"<title>{code}</title><h1>{html.escape(known.title)}</h1>"
+        f"<p><code>{code}</code> · {_where(known)}</p>"
+        f"<p>{_marked_up(known.meaning)}</p><p>{_marked_up(known.remedy)}</p></html>\n"
+    )
+
+
+def _where(known: Problem) -> str:
+    place = "only in <code>job.error</code>" if known.status is None else f"HTTP {known.status}"
+    return place + (" · worth repeating as it is" if known.retryable else "")
+
+
+def _marked_up(text: str) -> str:
+    return re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(text))
+
+
+def as_markdown() -> str:
+    """docs/errors.md."""
+    lines = [
+        "# Errors",
+        "",
+        "Every error answer is `application/problem+json` (RFC 9457).  Its `type` resolves to a page with the text"
+        " below.  *Retryable*: the same request may succeed later.",
+        "",
+        "<!-- Written by `python -m api.problems > docs/errors.md`; a test compares. -->",
+    ]
+    for code, known in PROBLEMS.items():
+        place = "only in `job.error`" if known.status is None else f"HTTP {known.status}"
+        retry = ", retryable" if known.retryable else ""
+        lines += ["", f"## `{code}`", "", f"**{known.title}** ({place}{retry}).  {known.meaning}", "", known.remedy]
+    return re.sub(r"(?<=[.:)])  (?=\S)", " ", "\n".join(lines)) + "\n"
+
+
+if __name__ == "__main__":
+    print(as_markdown(), end="")  # noqa: T201

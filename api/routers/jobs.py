@@ -1,0 +1,231 @@
+"""Jobs: asked for, looked at, steered."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated, Any, Final, Literal
+
+from fastapi import APIRouter, Depends, Header, Query, Response
+
+from api.content import Filters, Format, SplitName, completion, completions, dataset_head, dataset_lines, matches
+from api.deps import Caller, Wired, authenticate, body_docs, json_body, known_query_only, requires
+from api.problems import RETRY_AFTER_SECONDS, documented
+from api.schemas import CompletionOut, EstimateOut, EventOut, JobCreate, JobOut, Page, Resume, page_of
+from api.streaming import Stream
+from shared.errors import BadRequest, JobNotFinished, NotFound
+from shared.ids import event_id, locate_event
+from shared.lifecycle import TERMINAL, JobStatus
+from shared.models import Job
+
+router = APIRouter(
+    prefix="/v1/jobs",
+    tags=["jobs"],
+    dependencies=[Depends(authenticate), Depends(known_query_only)],
+    responses=documented(401, 403, 422, 503),
+)
+
+Reader = Annotated[Caller, requires("jobs:read")]
+Writer = Annotated[Caller, requires("jobs:write")]
+DataReader = Annotated[Caller, requires("data:read")]
+Limit = Annotated[int, Query(ge=1, le=100)]
+After = Annotated[str | None, Query(max_length=100, description="`last_id` of the page before")]
+Order = Annotated[Literal["asc", "desc"], Query()]
+IfNoneMatch = Annotated[str | None, Header()]
+_AS_KNOWN: Final[dict[int | str, dict[str, Any]]] = {304: {"description": "nothing has changed"}}
+
+
+def _etag(version: int) -> str:
+    return f'W/"{version}"'
+
+
+def _no_change(etag: str) -> Response:
+    return Response(status_code=304, headers={"ETag": etag})
+
+
+def _shown(job: Job, response: Response) -> JobOut:
+    response.headers["ETag"] = _etag(job.version)
+    response.headers["Cache-Control"] = "private, no-cache"
+    return JobOut.of(job)
+
+
+def _accepted(job: Job, response: Response) -> JobOut:
+    response.headers["Location"] = f"/v1/jobs/{job.id}"
+    response.headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
+    return _shown(job, response)
+
+
+@router.post(
+    "",
+    status_code=202,
+    response_model=JobOut,
+    responses=documented(400, 413, 415)
+    | {200: {"model": EstimateOut, "description": "`validate_only`: nothing was stored or spent"}},
+    openapi_extra=body_docs(JobCreate),
+)
+async def create_job(
+    caller: Writer,
+    body: Annotated[JobCreate, json_body(JobCreate)],
+    services: Wired,
+    response: Response,
+    validate_only: Annotated[bool, Query()] = False,
+) -> Any:
+    """Queue a distillation job.  With the answer in hand, the job survives a crash of every process."""
+    prompts = await asyncio.to_thread(body.to_prompts, most=services.settings.inline_prompts_max)
+    if validate_only:
+        plan = await asyncio.to_thread(services.jobs.plan, body.to_spec(), prompts)
+        return Response(EstimateOut.of(plan).model_dump_json(), 200, media_type="application/json")
+    job = await services.jobs.submit(caller.tenant, body.to_spec(), prompts)
+    return _accepted(job, response)
+
+
+@router.get("", responses=documented(400))
+async def list_jobs(
+    caller: Reader,
+    services: Wired,
+    limit: Limit = 20,
+    after: After = None,
+    order: Order = "desc",
+    status: Annotated[JobStatus | None, Query()] = None,
+) -> Page[JobOut]:
+    """Your jobs, newest first."""
+    jobs, more = await services.jobs.page(
+        caller.tenant, limit=limit, after=after, newest_first=order == "desc", status=status
+    )
+    return page_of([JobOut.of(job) for job in jobs], has_more=more)
+
+
+@router.get("/{job_id}", response_model=JobOut, responses=documented(404) | _AS_KNOWN)
+async def get_job(
+    job_id: str, caller: Reader, services: Wired, response: Response, if_none_match: IfNoneMatch = None
+) -> Any:
+    """The job as it stands.  With `If-None-Match`, 304 while nothing has changed."""
+    if if_none_match is not None:
+        etag = _etag(await services.jobs.version(caller.tenant, job_id))
+        if matches(if_none_match, etag):
+            return _no_change(etag)
+    return _shown(await services.jobs.get(caller.tenant, job_id), response)
+
+
+@router.post("/{job_id}/cancel", status_code=202, responses=documented(404, 409))
+async def cancel_job(job_id: str, caller: Writer, services: Wired, response: Response) -> JobOut:
+    """Stop the job.  202 while its worker lets go, 200 once it is cancelled.  Paid work stays and can be exported."""
+    job = await services.jobs.cancel(caller.tenant, job_id)
+    response.status_code = 200 if job.status is JobStatus.CANCELLED else 202
+    return _shown(job, response)
+
+
+@router.post("/{job_id}/pause", responses=documented(404, 409))
+async def pause_job(job_id: str, caller: Writer, services: Wired, response: Response) -> JobOut:
+    """Start no further calls until resumed."""
+    return _shown(await services.jobs.pause(caller.tenant, job_id), response)
+
+
+@router.post(
+    "/{job_id}/resume", responses=documented(400, 404, 409, 413, 415), openapi_extra=body_docs(Resume, required=False)
+)
+async def resume_job(
+    job_id: str,
+    caller: Writer,
+    body: Annotated[Resume, json_body(Resume, optional=True)],
+    services: Wired,
+    response: Response,
+) -> JobOut:
+    """Go on with a paused job, with a larger budget if one is given."""
+    budget = None if body.budget is None else body.budget.to_domain()
+    return _shown(await services.jobs.resume(caller.tenant, job_id, budget), response)
+
+
+@router.post(
+    "/{job_id}/retry",
+    status_code=202,
+    responses=documented(400, 404, 409, 413, 415),
+    openapi_extra=body_docs(Resume, required=False),
+)
+async def retry_job(
+    job_id: str,
+    caller: Writer,
+    body: Annotated[Resume, json_body(Resume, optional=True)],
+    services: Wired,
+    response: Response,
+) -> JobOut:
+    """A new job like an ended one.  Usable answers already paid for are taken along."""
+    budget = None if body.budget is None else body.budget.to_domain()
+    return _accepted(await services.jobs.retry(caller.tenant, job_id, budget), response)
+
+
+@router.get("/{job_id}/events", responses=documented(400, 404))
+async def list_events(
+    job_id: str, caller: Reader, services: Wired, limit: Limit = 20, after: After = None, order: Order = "desc"
+) -> Page[EventOut]:
+    """What happened to the job, newest first as in OpenAI's list of fine-tuning events."""
+    job = await services.jobs.get(caller.tenant, job_id)
+    secret, events = services.settings.secret, services.store.jobs
+    sequence = None if after is None else locate_event(secret, job.id, after)
+    if after is not None and sequence is None:
+        raise BadRequest("`after` is not the id of an event of this job.", code="invalid_cursor", param="after")
+    if order == "desc":
+        found = await events.events_before(job.id, before=sequence, limit=limit + 1)
+    else:
+        found = await events.events(job.id, after=sequence or 0, limit=limit + 1)
+    shown = [EventOut.of(event, event_id(secret, job.id, event.sequence), job.id) for event in found[:limit]]
+    return page_of(shown, has_more=len(found) > limit)
+
+
+@router.get("/{job_id}/results", responses=documented(404, 409))
+async def get_results(job_id: str, caller: Reader, services: Wired) -> dict[str, Any]:
+    """The verdict: rows by model and grader, differences with their intervals, samples."""
+    job = await services.jobs.get(caller.tenant, job_id)
+    results = await services.store.jobs.results(job.id) if job.has_results else None
+    if results is not None:
+        return results
+    if job.status not in TERMINAL:
+        raise JobNotFinished("The verdict exists once the job has succeeded.")
+    raise NotFound("This job ended without a verdict; see its `error`.")
+
+
+@router.get("/{job_id}/completions", responses=documented(400, 404))
+async def list_completions(
+    job_id: str,
+    caller: DataReader,
+    services: Wired,
+    limit: Limit = 20,
+    after: After = None,
+    role: Annotated[Literal["teacher", "base", "student"] | None, Query()] = None,
+    status: Annotated[Literal["accepted", "rejected", "failed"] | None, Query()] = None,
+    reason: Annotated[str | None, Query(max_length=64)] = None,
+    split: Annotated[SplitName | None, Query()] = None,
+) -> Page[CompletionOut]:
+    """Answers of the teacher, then of base and student, each in the order of the prompts."""
+    job = await services.jobs.get(caller.tenant, job_id)
+    filters = Filters(role=role, status=status, reason=reason, split=split)
+    found, more = await completions(
+        services.store, services.settings.secret, job, after=after, limit=limit, filters=filters
+    )
+    return page_of(found, has_more=more)
+
+
+@router.get("/{job_id}/completions/{completion_id}", responses=documented(404))
+async def get_completion(job_id: str, completion_id: str, caller: DataReader, services: Wired) -> CompletionOut:
+    job = await services.jobs.get(caller.tenant, job_id)
+    return await completion(services.store, services.settings.secret, job, completion_id)
+
+
+@router.get(
+    "/{job_id}/dataset",
+    response_class=Stream,
+    responses=documented(404, 409) | _AS_KNOWN | {200: {"content": {"application/jsonl": {}}}},
+)
+async def get_dataset(
+    job_id: str,
+    caller: DataReader,
+    services: Wired,
+    split: Annotated[SplitName, Query()] = "train",
+    format: Annotated[Format, Query()] = "openai_chat",
+    if_none_match: IfNoneMatch = None,
+) -> Response:
+    """The curated examples as JSONL: ready to train on (`openai_chat`), or every completion with its fate (`raw`)."""
+    job = await services.jobs.get(caller.tenant, job_id)
+    head = dataset_head(job, split, format)
+    if matches(if_none_match, head.etag):
+        return _no_change(head.etag)
+    return Stream(dataset_lines(services.store, job, split, format), headers=head.headers())

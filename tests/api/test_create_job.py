@@ -1,0 +1,245 @@
+"""POST /v1/jobs: what is accepted, what is refused, and that a refusal leaves nothing behind."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from conftest import Api, a_request
+from test_errors import problem_of
+
+from shared.ids import JobId
+from shared.queue import ADVANCE_JOB
+
+pytestmark = pytest.mark.anyio
+
+
+def teacher(**changes: Any) -> dict[str, Any]:
+    return {"provider": "openai", "model": "gpt-6.1-sol", "params": {}} | changes
+
+
+def student(**changes: Any) -> dict[str, Any]:
+    return {"provider": "openai", "model": "gpt-4.1-mini-2025-04-14"} | changes
+
+
+def inline(*prompts: Any, and_more: int = 20) -> dict[str, Any]:
+    return {"type": "inline", "prompts": [*prompts, *(f"Prompt number {n}" for n in range(and_more))]}
+
+
+async def test_an_accepted_job_is_whole_durable_and_announced(api: Api):
+    answer = await api.http.post("/v1/jobs", json=a_request(name="triage", metadata={"team": "a"}))
+    job = answer.json()
+    assert answer.status_code == 202
+    assert answer.headers["location"] == f"/v1/jobs/{job['id']}"
+    assert int(answer.headers["retry-after"]) > 0
+    assert (job["object"], job["status"], job["version"]) == ("distillation.job", "queued", 1)
+    assert job["progress"]["prompts_total"] == 20
+    assert job["metadata"] == {"team": "a"}
+    assert job["students"][0]["hyperparameters"]["n_epochs"] == "auto"
+    assert job["students"][0]["fine_tuned_model"] is None
+    assert float(job["cost"]["estimated_usd"]["low"]) < float(job["cost"]["estimated_usd"]["high"])
+    assert (await api.http.get(answer.headers["location"])).json() == job
+    assert api.bell.rung == [(ADVANCE_JOB, job["id"])]
+    assert await api.store.sweep(grace_seconds=1, limit=10) == [f"job:{job['id']}"]
+
+
+async def test_a_prompt_is_stored_as_it_will_be_asked(api: Api):
+    own = {"role": "system", "content": "Mine."}
+    tool = {"type": "function", "function": {"name": "f"}}
+    source = inline(
+        "Hello",
+        {"key": "t-2", "messages": [{"role": "user", "content": "Hi"}], "completion": "Hi there"},
+        {"messages": [own, {"role": "user", "content": "Hey"}], "reference": "Yes", "tools": [tool]},
+    )
+    general = {"type": "function", "function": {"name": "general"}}
+    job = await api.create(source=source, system_prompt="Ours.", teacher=teacher(params={"tools": [general]}))
+    prompts = await api.store.content.prompt_chunk(JobId(job["id"]), "source", 0)
+    ours = {"role": "system", "content": "Ours."}
+    assert prompts[0].messages == [ours, {"role": "user", "content": "Hello"}]
+    assert prompts[0].tools == [general]
+    assert prompts[1].messages == [ours, {"role": "user", "content": "Hi"}]
+    assert prompts[1].completion == {"role": "assistant", "content": "Hi there"}
+    assert prompts[2].messages == [own, {"role": "user", "content": "Hey"}]
+    assert (prompts[2].reference, prompts[2].tools) == ("Yes", [tool])
+    assert job["teacher"]["params"] == {}
+
+
+async def test_validating_only_shows_the_request_with_its_defaults_and_stores_nothing(api: Api):
+    answer = await api.http.post("/v1/jobs?validate_only=true", json=a_request())
+    body = answer.json()
+    assert answer.status_code == 200
+    assert body["object"] == "distillation.estimate"
+    assert body["request"]["split"] == {"validation": 0.1, "holdout": 0.2, "seed": 0}
+    assert body["request"]["source"] == {"type": "inline", "prompts_total": 20}
+    assert float(body["cost"]["high"]) > 0
+    assert [warning["code"] for warning in body["warnings"]] == ["holdout_small"]
+    assert await api.keys() == []
+    assert api.bell.rung == []
+
+
+REFUSALS: dict[str, tuple[dict[str, Any], str, str | None]] = {
+    "a misspelt field": (a_request(techer={}), "validation_failed", "/techer"),
+    "no teacher": ({k: v for k, v in a_request().items() if k != "teacher"}, "validation_failed", "/teacher"),
+    "no student": (a_request(students=[]), "validation_failed", "/students"),
+    "no prompt": (a_request(source={"type": "inline", "prompts": []}), "validation_failed", "/source/prompts"),
+    "an empty prompt": (a_request(source=inline("")), "validation_failed", "/source/prompts/0"),
+    "a number as prompt": (a_request(source=inline(7)), "validation_failed", "/source/prompts/0"),
+    "a prompt without messages": (a_request(source=inline({})), "validation_failed", "/source/prompts/0/messages"),
+    "a message without a role": (
+        a_request(source=inline({"messages": [{"content": "x"}]})),
+        "validation_failed",
+        "/source/prompts/0/messages/0",
+    ),
+    "an unknown source": (a_request(source={"type": "ftp", "prompts": ["x"]}), "validation_failed", "/source/type"),
+    "too many prompts": (a_request(source=inline(and_more=1_001)), "too_many_prompts", "/source/prompts"),
+    "too few prompts": (a_request(source=inline(and_more=3)), "too_few_prompts", "/source/prompts"),
+    "a prompt too long": (a_request(source=inline("x" * 400_001)), "prompt_too_long", "/source/prompts/0"),
+    "a key given twice": (
+        a_request(source=inline(*({"key": "a", "messages": [{"role": "user", "content": c}]} for c in "xy"))),
+        "duplicate_prompt_key",
+        "/source/prompts/1/key",
+    ),
+    "an empty holdout": (
+        a_request(source=inline(and_more=8), split={"holdout": 0.0001}, curation={"min_accepted": 1}),
+        "holdout_too_small",
+        "/split/holdout",
+    ),
+    "nothing left to train on": (a_request(split={"holdout": 0.5, "validation": 0.5}), "validation_failed", "/split"),
+    "an unknown provider": (a_request(teacher=teacher(provider="opanai")), "validation_failed", "/teacher/provider"),
+    "a student nobody trains": (
+        a_request(students=[student(provider="closed")]),
+        "provider_training_closed",
+        "/students/0/provider",
+    ),
+    "an unknown parameter": (
+        a_request(teacher=teacher(params={"temprature": 1})),
+        "unsupported_param",
+        "/teacher/params/temprature",
+    ),
+    "temperature beside reasoning": (
+        a_request(teacher=teacher(model="o3", params={"temperature": 0.2})),
+        "unsupported_param",
+        "/teacher/params/temperature",
+    ),
+    "max_tokens for a reasoning model": (
+        a_request(teacher=teacher(model="gpt-5", params={"max_tokens": 5})),
+        "unsupported_param",
+        "/teacher/params/max_tokens",
+    ),
+    "tools beside reasoning": (
+        a_request(
+            teacher=teacher(model="gpt-6-sol", params={"tools": [{"type": "function", "function": {"name": "f"}}]})
+        ),
+        "unsupported_param",
+        "/teacher/params/reasoning_effort",
+    ),
+    "a temperature of 3": (
+        a_request(teacher=teacher(params={"temperature": 3})),
+        "validation_failed",
+        "/teacher/params/temperature",
+    ),
+    "a budget without a price": (
+        a_request(teacher=teacher(provider="closed", model="x"), budget={"max_cost_usd": "10"}),
+        "model_unpriced",
+        "/teacher/model",
+    ),
+    "a budget too small": (
+        a_request(budget={"max_cost_usd": "0.000001"}),
+        "cost_above_limit",
+        "/budget/max_cost_usd",
+    ),
+    "a budget of words": (a_request(budget={"max_cost_usd": "ten"}), "validation_failed", "/budget/max_cost_usd"),
+    "a budget of nothing": (a_request(budget={"max_cost_usd": "0.00"}), "validation_failed", "/budget/max_cost_usd"),
+    "a negative budget": (a_request(budget={"max_cost_usd": "-1"}), "validation_failed", "/budget/max_cost_usd"),
+    "a budget as number": (a_request(budget={"max_cost_usd": 10}), "validation_failed", "/budget/max_cost_usd"),
+    "a webhook inside": (a_request(webhook={"url": "https://169.254.169.254/"}), "url_not_allowed", "/webhook/url"),
+    "a webhook by http": (a_request(webhook={"url": "http://example.com/"}), "url_not_allowed", "/webhook/url"),
+    "an unknown event": (
+        a_request(webhook={"url": "https://example.com", "events": ["job.exploded"]}),
+        "validation_failed",
+        "/webhook/events",
+    ),
+    "an unknown grader": (
+        a_request(evaluation={"graders": [{"type": "vibes"}]}),
+        "validation_failed",
+        "/evaluation/graders/0/type",
+    ),
+    "a schema that is none": (
+        a_request(curation={"min_accepted": 5, "response_schema": {"type": 7}}),
+        "validation_failed",
+        "/curation/response_schema",
+    ),
+    "too long a retention": (a_request(retention_days=366), "validation_failed", "/retention_days"),
+    "17 pairs of metadata": (a_request(metadata={str(n): "x" for n in range(17)}), "validation_failed", "/metadata"),
+    "metadata that is no text": (a_request(metadata={"a": 1}), "validation_failed", "/metadata"),
+    "too long a metadata value": (a_request(metadata={"a": "x" * 513}), "validation_failed", "/metadata"),
+    "metadata without room for ours": (
+        a_request(store=True, metadata={str(n): "x" for n in range(15)}),
+        "validation_failed",
+        "/metadata",
+    ),
+    "epochs that are no number": (
+        a_request(students=[student(hyperparameters={"n_epochs": "many"})]),
+        "validation_failed",
+        "/students/0/hyperparameters/n_epochs",
+    ),
+    "an unknown method": (a_request(students=[student(method="dpo")]), "validation_failed", "/students/0/method"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSALS)
+async def test_a_broken_rule_is_named_and_placed_and_nothing_is_stored(api: Api, name: str):
+    request, code, pointer = REFUSALS[name]
+    for path in ("/v1/jobs", "/v1/jobs?validate_only=true"):
+        answer = await api.http.post(path, json=request)
+        problem = problem_of(answer)
+        assert (answer.status_code, problem["code"]) == (422, code), problem
+        assert problem["errors"][0]["pointer"] == pointer
+        assert problem["param"] == pointer.removeprefix("/").replace("/", ".")
+    assert await api.keys() == []
+    assert api.bell.rung == []
+
+
+async def test_an_unknown_field_is_answered_with_the_closest_known_one(api: Api):
+    request = a_request(techer={}, split={"holdot": 0.1})
+    details = {
+        fault["pointer"]: fault["detail"]
+        for fault in problem_of(await api.http.post("/v1/jobs", json=request))["errors"]
+    }
+    assert details["/techer"].endswith("did you mean teacher?")
+    assert details["/split/holdot"].endswith("did you mean holdout?")
+
+
+async def test_every_broken_rule_is_told_at_once(api: Api):
+    request = a_request(
+        teacher=teacher(provider="nobody", params={"temperature": 5}), webhook={"url": "ftp://x"}, retention_days=9_999
+    )
+    pointers = [fault["pointer"] for fault in problem_of(await api.http.post("/v1/jobs", json=request))["errors"]]
+    assert pointers == ["/teacher/provider", "/teacher/params/temperature", "/webhook/url", "/retention_days"]
+
+
+@pytest.mark.parametrize(
+    ("model", "params"),
+    [
+        ("gpt-6.1-sol", {"temperature": 0.01, "top_p": 0.9, "max_completion_tokens": 300}),
+        ("gpt-5.4", {"temperature": 0.2, "reasoning_effort": "none"}),
+        ("gpt-5.4", {"temperature": 1, "reasoning_effort": "high"}),
+        ("o3", {"reasoning_effort": "low", "max_completion_tokens": 5}),
+        ("gpt-4.1", {"temperature": 0, "max_tokens": 5, "stop": ["\n"], "seed": 7}),
+        ("my-own-model", {"temperature": 1.5}),
+    ],
+)
+async def test_what_a_model_takes_is_taken(api: Api, model: str, params: dict[str, Any]):
+    assert (await api.create(teacher=teacher(model=model, params=params)))["teacher"]["params"] == params
+
+
+async def test_a_cost_nobody_knows_is_null_and_said(api: Api):
+    job = await api.create(teacher=teacher(provider="closed", model="x"), students=[student(model="y")])
+    assert job["cost"]["limit_usd"] is None
+    assert "cost_incomplete" in [warning["code"] for warning in job["warnings"]]
+
+
+async def test_a_budget_comes_back_as_it_was_meant(api: Api):
+    job = await api.create(budget={"max_cost_usd": "10.00", "on_limit": "fail"})
+    assert job["budget"] == {"max_cost_usd": "10", "on_limit": "fail"}
+    assert job["cost"]["limit_usd"] == "10"
