@@ -60,7 +60,8 @@ def after_failure(
     jitter: float,
 ) -> Retry | GiveUp | Stop:
     """attempts: calls so far that count against the policy, this one included, >= 1.  failures: all calls so far.
-    jitter: in [0, 1), drawn by the caller.  fresh_for_seconds: how long a just-trained model has been asked for already; None for any other model."""
+    jitter: in [0, 1), drawn by the caller.  fresh_for_seconds: how long a just-trained model has been asked for
+    already; None for any other model."""
     backoff = min(policy.cap_seconds, policy.base_seconds * 2 ** min(failures - 1, 16)) * (1 + jitter) / 2
     match error:
         case ProviderQuotaExhausted():
