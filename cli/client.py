@@ -58,7 +58,7 @@ def sentence(status: int, body: Any) -> str:
         for fault in body.get("errors") or ()
         if isinstance(fault, Mapping)
     ]
-    if places and not any(place in said for place in places):
+    if places and not any(str(fault.get("pointer")) in said for fault in body["errors"] if isinstance(fault, Mapping)):
         said += " (" + "; ".join(place.rstrip(".") for place in places) + ")"
     notes = [str(body["code"])] if body.get("code") else []
     if status >= httpx2.codes.INTERNAL_SERVER_ERROR and body.get("request_id"):

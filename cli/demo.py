@@ -95,18 +95,20 @@ def run(console: Console, *, file: Path, system_prompt: Path, keep: bool, timeou
         Options(data_dir, port=0, sandbox_port=0, sandbox=True),
         environ=clean_environment(os.environ),
         cwd=data_dir,  # an .env of the user's folder is none of the demo's business
-        say=lambda line: console.print(line, style="yellow", markup=False),
+        say=lambda line: console.print(line, style="yellow", markup=False, soft_wrap=True),
     )
     remove = not keep
     try:
         with console.status("Starting Valkey, the API, a worker and the sandbox (an OpenAI stand-in)"):
             address = stack.start()
-        console.print(f"The stack runs: API at {address.api_url}, all data in {data_dir}", highlight=False)
+        console.print(
+            f"The stack runs: API at {address.api_url}, all data in {data_dir}", highlight=False, soft_wrap=True
+        )
         endpoint = Endpoint(address.api_url, stack.admin_key)
         with Api(endpoint) as api:
             distill(api, request, console, data_dir=data_dir, timeout_seconds=timeout_seconds)
         if keep:
-            console.print(f"\nRunning until Ctrl-C, and its data stay in {data_dir}.", highlight=False)
+            console.print(f"\nRunning until Ctrl-C, and its data stay in {data_dir}.", highlight=False, soft_wrap=True)
             threading.Event().wait()
         console.print("\n`distill demo --keep` leaves this stack running; `distill up` runs one of your own.")
     except Exception as error:
@@ -123,20 +125,24 @@ def distill(api: Api, request: Json, console: Console, *, data_dir: Path, timeou
     began = time.monotonic()
     job = api.post("/v1/jobs", request, idempotency_key=str(uuid.uuid4()))
     prompts = len(request["source"]["prompts"])
-    console.print(f"Submitted {job['id']}: {prompts} prompts, {TEACHER} teaches {STUDENT}", highlight=False)
+    console.print(
+        f"Submitted {job['id']}: {prompts} prompts, {TEACHER} teaches {STUDENT}", highlight=False, soft_wrap=True
+    )
     job, elapsed = follow(api, job, console, timeout_seconds=timeout_seconds)
     took = time.monotonic() - began
     if job["status"] != "succeeded":
         raise DemoFailed(failure(job))
     path = f"/v1/jobs/{job['id']}"
     show_results(console, api.get(f"{path}/results"))
-    console.print(f"\nTook {render.seconds(took)}: {render.timings(elapsed)}", highlight=False)
-    console.print(f"Spent {render.usd(job['cost']['spent_usd'])} of the sandbox's play money", highlight=False)
+    console.print(f"\nTook {render.seconds(took)}: {render.timings(elapsed)}", highlight=False, soft_wrap=True)
+    console.print(
+        f"Spent {render.usd(job['cost']['spent_usd'])} of the sandbox's play money", highlight=False, soft_wrap=True
+    )
     dataset = data_dir / "dataset.jsonl"
     api.download(f"{path}/dataset", dataset)
     content = dataset.read_bytes()
     lines, digest = len(content.splitlines()), hashlib.sha256(content).hexdigest()
-    console.print(f"Dataset: {lines} lines, sha256 {digest}", highlight=False)
+    console.print(f"Dataset: {lines} lines, sha256 {digest}", highlight=False, soft_wrap=True)
     console.print("\nOver HTTP, while the stack runs:")
     for line in curl_lines(api.endpoint, path):
         console.print(f"  {line}", markup=False, highlight=False, soft_wrap=True)
@@ -154,7 +160,7 @@ def follow(api: Api, job: Json, console: Console, *, timeout_seconds: float) -> 
                 live.update(render.progress_view(job, elapsed))
             elif (line := f"{job['status']} {job.get('stage') or ''}".strip()) != said:
                 said = line
-                console.print(render.where_it_stands(job), markup=False, highlight=False)
+                console.print(render.where_it_stands(job), markup=False, highlight=False, soft_wrap=True)
             if job["status"] in TERMINAL:
                 return job, elapsed
             if time.monotonic() > deadline:
@@ -191,7 +197,7 @@ def show_results(console: Console, results: Json) -> None:
     console.print()
     console.print(render.results_table(results))
     for student in results.get("students") or ():
-        console.print(render.verdict_sentence(student, results.get("rows") or ()), highlight=False)
+        console.print(render.verdict_sentence(student, results.get("rows") or ()), highlight=False, soft_wrap=True)
     if results.get("samples"):
         console.print("\nFrom the holdout:")
         console.print(render.samples_view(results["samples"], console.width))
@@ -205,7 +211,8 @@ def failure(job: Json) -> str:
 
 
 def curl_lines(endpoint: Endpoint, path: str) -> list[str]:
-    """Ready to paste: status, completions, dataset and results."""
-    login = f"-H 'Authorization: Bearer {endpoint.api_key}'"
+    """Ready to paste: the key once, then status, completions, dataset and results."""
+    login = '-H "Authorization: Bearer $DISTILL_API_KEY"'
     paths = (path, f"{path}/completions?limit=3", f"{path}/dataset?split=train", f"{path}/results")
-    return [f"curl -s {login} {shlex.quote(endpoint.url + tail)}" for tail in paths]
+    lines = [f"curl -s {login} {shlex.quote(endpoint.url + tail)}" for tail in paths]
+    return [f"export DISTILL_API_KEY={shlex.quote(endpoint.api_key or '')}", *lines]

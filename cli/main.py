@@ -89,9 +89,7 @@ def up(
         sandbox=sandbox if sandbox is not None else stack.wants_sandbox(known),
         redis_url=settings.redis_url if known.get("DISTILL_REDIS_URL") or known.get("DISTILL_REDIS_URL_FILE") else None,
     )
-    running = stack.Stack(
-        options, environ=os.environ, cwd=Path.cwd(), say=lambda line: console.print(line, style="yellow", markup=False)
-    )
+    running = stack.Stack(options, environ=os.environ, cwd=Path.cwd(), say=_warn)
     try:
         with console.status("Starting"):
             address = running.start()
@@ -101,6 +99,10 @@ def up(
         console.print("\nStopping: answers in flight are waited for (Ctrl-C again: at once).")
     finally:
         running.stop()
+
+
+def _warn(line: str) -> None:
+    console.print(line, style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 
 def _say_where(address: stack.Address, data_dir: Path, providers: list[str]) -> None:
@@ -263,7 +265,7 @@ class Failure(RuntimeError):
 
 def _follow(api: Api, job: dict[str, Any]) -> dict[str, Any]:
     job, _ = demonstration.follow(api, job, console, timeout_seconds=float("inf"))
-    console.print(render.where_it_stands(job), markup=False, highlight=False)
+    console.print(render.where_it_stands(job), markup=False, highlight=False, soft_wrap=True)
     if job["status"] != "succeeded":
         raise Failure(demonstration.failure(job))
     return job

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.panel import Panel
@@ -81,33 +82,41 @@ def progress_view(job: Json, elapsed_seconds: Mapping[str, float]) -> Renderable
 
 
 def results_table(results: Json) -> Table:
+    """Narrow enough for 80 columns: the models' names, which are long, stand below."""
+    rows = results.get("rows") or ()
     holdout = results.get("holdout") or {}
-    table = Table(title=f"On {holdout.get('examples', '?')} prompts that were never trained on", title_justify="left")
-    for heading in ("grader", "role", "model"):
-        table.add_column(heading, overflow="fold")
-    for heading in ("score", "95 % interval", "p50 latency", "per 1,000 calls", "failures"):
+    table = Table(
+        title=f"On {holdout.get('examples', '?')} prompts that were never trained on",
+        title_justify="left",
+        caption_justify="left",
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+    )
+    failures = any(row.get("failures") for row in rows)
+    table.add_column("grader", overflow="fold")
+    table.add_column("role")
+    for heading in ("score", "95 % interval", "p50", "per 1,000", *(["failed"] if failures else [])):
         table.add_column(heading, justify="right", no_wrap=True)
     former: str | None = None
-    for row in results.get("rows") or ():
+    for row in rows:
         grader = str(row.get("grader"))
         if former not in (None, grader):
             table.add_section()
-        score = _decimal(row.get("score"))
-        table.add_row(
-            grader if grader != former else "",
-            str(row.get("role")),
-            escape(str(row.get("model"))),
-            f"{score} *" if row.get("by_definition") else score,
+        number = row.get("student")
+        students = len({other.get("student") for other in rows} - {None})
+        cells = [
+            escape(grader) if grader != former else "",
+            f"{row.get('role')} {number + 1}" if number is not None and students > 1 else str(row.get("role")),
+            _decimal(row.get("score")) + ("*" if row.get("by_definition") else " "),
             interval(row.get("interval95")),
             seconds(row.get("latency_p50_seconds")),
             usd(row.get("cost_per_1k_calls_usd")),
-            str(row.get("failures") or 0),
-            style="bold" if row.get("role") == "student" else "",
-        )
+            *([str(row.get("failures") or 0)] if failures else []),
+        ]
+        table.add_row(*cells, style="bold" if row.get("role") == "student" else "")
         former = grader
-    if any(row.get("by_definition") for row in results.get("rows") or ()):
+    if any(row.get("by_definition") for row in rows):
         table.caption = "* by definition: the others are held against the teacher's answers"
-        table.caption_justify = "left"
     return table
 
 
@@ -137,15 +146,16 @@ def verdict_sentence(student: Json, rows: Sequence[Json]) -> Text:
 
 
 def samples_view(samples: Sequence[Json], width: int, most: int = 3) -> RenderableType:
-    """Side by side where there is room, one below the other where there is not."""
+    """Side by side where no word would be broken, else one below the other."""
     shown: list[RenderableType] = []
     for sample in list(samples)[:most]:
         asked = next((m.get("content") for m in reversed(sample.get("messages") or []) if m.get("role") == "user"), "")
         answers = [(role, sample.get(role)) for role in ("teacher", "base", "student")]
         table = Table.grid(padding=(0, 2))
-        if width >= 90:
+        column = (width - 10) // len(answers)
+        if all(len(word) <= column for _, answer in answers for word in _short(answer).split()):
             for _ in answers:
-                table.add_column(ratio=1, overflow="fold")
+                table.add_column(ratio=1)
             table.expand = True
             table.add_row(*(Text(role, "bold cyan") for role, _ in answers))
             table.add_row(*(Text(_short(answer)) for _, answer in answers))
@@ -178,14 +188,14 @@ def _step(student: Json) -> str:
 def _price_and_pace(model: str, rows: Sequence[Json]) -> str:
     student = next((row for row in rows if row.get("role") == "student" and row.get("model") == model), {})
     teacher = next((row for row in rows if row.get("role") == "teacher"), {})
-    said = ""
+    said = []
     price, teachers_price = student.get("cost_per_1k_calls_usd"), teacher.get("cost_per_1k_calls_usd")
     if price and teachers_price and float(price) > 0:
-        said += f", at {float(price) / float(teachers_price):.0%} of its price"
+        said.append(f"at {float(price) / float(teachers_price):.0%} of its price")
     pace, teachers_pace = student.get("latency_p50_seconds"), teacher.get("latency_p50_seconds")
     if pace and teachers_pace:
-        said += f" and {teachers_pace / pace:.1f} times its speed"
-    return said
+        said.append(f"in {pace / teachers_pace:.0%} of its time")
+    return ", " + " and ".join(said) if said else ""
 
 
 def _title(sample: Json) -> str:

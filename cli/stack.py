@@ -27,6 +27,7 @@ API_PORT = 8600
 SANDBOX_PORT = 8601
 #: From the first process to /readyz, on a slow and busy machine.
 START_TIMEOUT_SECONDS = 90.0
+API_GRACE_SECONDS = 15.0  # open event streams are given 10
 WORKER_GRACE_SECONDS = 30.0
 
 Say = Callable[[str], None]
@@ -107,7 +108,7 @@ def children_environment(
 def programs(options: Options, address: Address, environment: Mapping[str, str]) -> list[Program]:
     """In the order in which they stop.  -P: a folder of the user's called `api` must not be taken for ours."""
     launch = (sys.executable, "-P", "-m", "cli.launch")
-    started = [Program("api", (*launch, "api"), environment, grace_seconds=10.0)]
+    started = [Program("api", (*launch, "api"), environment, grace_seconds=API_GRACE_SECONDS)]
     started += [
         Program(f"worker-{number}", (*launch, "worker"), environment, grace_seconds=WORKER_GRACE_SECONDS)
         for number in range(1, options.workers + 1)

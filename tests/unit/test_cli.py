@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +62,12 @@ def test_a_problem_is_one_sentence_with_its_places_and_its_code() -> None:
     )
 
 
+def test_a_place_that_the_sentence_names_is_not_named_again() -> None:
+    body = {"detail": "/name must be a text", "code": "validation_failed",
+            "errors": [{"pointer": "/name", "code": "wrong_type", "detail": "must be a text"}]}  # fmt: skip
+    assert client.sentence(422, body) == "/name must be a text. [validation_failed]"
+
+
 def test_a_server_error_names_the_request_to_ask_the_operator_about() -> None:
     body = {"title": "Something went wrong", "code": "internal", "request_id": "req_9", "errors": []}
     assert client.sentence(500, body) == "Something went wrong. [internal, req_9]"
@@ -100,16 +105,17 @@ def test_progress_shows_what_is_done_and_what_runs() -> None:
 def test_the_verdict_is_a_sentence_with_its_doubt() -> None:
     assert str(render.verdict_sentence(STUDENT, ROWS)) == (
         "ft:small:x is better than its base by +0.38 [0.28, 0.48] in json_match, 0.07 below the teacher, "
-        "at 20% of its price and 4.0 times its speed."
+        "at 20% of its price and in 25% of its time."
     )
     unclear = STUDENT | {"verdict": "inconclusive"}
     assert "not clearly different from its base" in str(render.verdict_sentence(unclear, ROWS))
 
 
 def test_results_are_rows_by_role_and_grader() -> None:
-    table = shown(render.results_table({"holdout": {"examples": 48}, "rows": ROWS}))
+    table = shown(render.results_table({"holdout": {"examples": 48}, "rows": ROWS}), width=80)
     assert "On 48 prompts that were never trained on" in table
-    assert "1.000 *" in table
+    assert "json_match" in table
+    assert "1.000*" in table
     assert "[0.88, 0.98]" in table
     assert "$0.80" in table
 
@@ -208,7 +214,7 @@ def test_a_failed_job_says_its_code_and_stage() -> None:
 
 
 def test_lines_to_paste_carry_the_key_and_quote_the_address() -> None:
-    lines = demo.curl_lines(client.Endpoint("http://127.0.0.1:8600", "dk_x"), "/v1/jobs/job_1")
-    assert lines[0] == "curl -s -H 'Authorization: Bearer dk_x' http://127.0.0.1:8600/v1/jobs/job_1"
-    assert "'http://127.0.0.1:8600/v1/jobs/job_1/dataset?split=train'" in lines[2]
-    assert json.dumps(lines)
+    key, status, _, dataset, _ = demo.curl_lines(client.Endpoint("http://127.0.0.1:8600", "dk_x"), "/v1/jobs/job_1")
+    assert key == "export DISTILL_API_KEY=dk_x"
+    assert status == 'curl -s -H "Authorization: Bearer $DISTILL_API_KEY" http://127.0.0.1:8600/v1/jobs/job_1'
+    assert "'http://127.0.0.1:8600/v1/jobs/job_1/dataset?split=train'" in dataset

@@ -1,0 +1,84 @@
+"""`distill demo` as a newcomer runs it, on fewer prompts: the whole product in one command."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> Path:
+    with (ROOT / "examples" / "support_tickets.jsonl").open(encoding="utf-8") as lines:
+        (tmp_path / "few.jsonl").write_text("".join(itertools.islice(lines, 80)), encoding="utf-8")
+    return tmp_path / "few.jsonl"
+
+
+@pytest.fixture
+def temporary() -> Iterator[Path]:
+    """Short, for the sake of the socket in it, and of this test alone, to see what is left there."""
+    with tempfile.TemporaryDirectory(prefix="dt-") as folder:
+        yield Path(folder)
+
+
+def demo(prompts: Path, temporary: Path, *arguments: str) -> subprocess.Popen[str]:
+    environ = {**os.environ, "TMPDIR": str(temporary), "DISTILL_REDIS_URL": "redis://127.0.0.1:1", "COLUMNS": "100"}
+    return subprocess.Popen(
+        [sys.executable, "-m", "cli", "demo", "--file", str(prompts), *arguments],
+        cwd=ROOT,
+        env=environ,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+
+
+def processes_in(folder: Path) -> list[int]:
+    """Those whose command line or working directory names the folder."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            names = (process / "cmdline").read_bytes() + bytes((process / "cwd").readlink())
+        except OSError:
+            continue
+        if os.fsencode(folder) in names:
+            found.append(int(process.name))
+    return found
+
+
+def test_the_demo_ends_with_a_verdict_and_leaves_nothing_behind(prompts: Path, temporary: Path) -> None:
+    process = demo(prompts, temporary)
+    said, _ = process.communicate(timeout=100)
+    assert process.returncode == 0, said
+    assert re.search(r"json_match +teacher +1\.000\*", said)
+    assert re.search(r"student +0\.\d{3}", said)
+    assert "than its base by" in said or "not clearly different" in said
+    assert re.search(r"Dataset: \d+ lines, sha256 [0-9a-f]{64}", said)
+    assert re.search(r"export DISTILL_API_KEY=dk_[a-z2-7]{40}\n +curl -s .*/v1/jobs/job_", said)
+    assert list(temporary.iterdir()) == []
+
+
+@pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="looks for processes in /proc")
+def test_a_demo_that_is_stopped_midway_leaves_nothing_behind(prompts: Path, temporary: Path) -> None:
+    process = demo(prompts, temporary)
+    for line in process.stdout:
+        if line.startswith("Submitted"):
+            break
+    assert len(processes_in(temporary)) >= 4
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert process.returncode == 130
+    time.sleep(0.1)
+    assert processes_in(temporary) == []
+    assert list(temporary.iterdir()) == []
