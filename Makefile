@@ -20,7 +20,7 @@ help:
 	@echo 'make up      run the stack and keep it running (see also: $(BIN)/distill --help)'
 	@echo 'make test    all tests, with real workers, a real Valkey and kill -9'
 	@echo 'make lint    ruff and mypy'
-	@echo 'make bench   the benchmarks;  make soak   the long fault run'
+	@echo 'make bench   the benchmarks (ARGS=--quick);  make soak   the fault tests, many times over'
 	@echo 'make lock    resolve the dependencies again;  make clean   remove what was built (never your data)'
 
 demo: $(RUNTIME)
@@ -38,10 +38,17 @@ lint: $(DEV)
 	@$(BIN)/mypy
 
 bench: $(DEV)
-	@$(BIN)/python -m bench
+	@$(BIN)/python -m bench $(ARGS)
+
+# The fault tests again and again, since what they look for hides in timing: make soak ROUNDS=100
+ROUNDS = 20
 
 soak: $(DEV)
-	@$(BIN)/python -m bench.soak
+	@round=1; while [ $$round -le $(ROUNDS) ]; do \
+		echo "round $$round of $(ROUNDS)"; \
+		$(BIN)/python -m pytest -q tests/faults tests/e2e || exit 1; \
+		round=$$((round + 1)); \
+	done
 
 # Resolved for Linux and macOS, x86-64 and ARM, Python 3.11 to 3.14; names no registry.
 LOCK = UV_CUSTOM_COMPILE_COMMAND='make lock' $(BIN)/uv --no-config --quiet pip compile pyproject.toml --universal \

@@ -25,6 +25,8 @@ from cli.supervisor import Program, Supervisor
 
 API_PORT = 8600
 SANDBOX_PORT = 8601
+#: The sandbox retires models when OpenAI does; a calendar that stands still keeps the examples' models alive in it.
+SANDBOX_TODAY = "2026-11-22"
 #: From the first process to /readyz, on a slow and busy machine.
 START_TIMEOUT_SECONDS = 90.0
 API_GRACE_SECONDS = 15.0  # open event streams are given 10
@@ -117,7 +119,8 @@ def programs(options: Options, address: Address, environment: Mapping[str, str])
         port = str(httpx2.URL(address.sandbox_url).port)
         flags = ("--host", "127.0.0.1", "--port", port, "--data-dir", str(options.data_dir / "sandbox"))
         stranger = {name: value for name, value in environment.items() if not name.startswith(("DISTILL_", "OPENAI_"))}
-        started.append(Program("sandbox", (*launch, "sandbox", *flags), stranger, grace_seconds=5.0))
+        calendar = {"SANDBOX_TODAY": SANDBOX_TODAY, **stranger}
+        started.append(Program("sandbox", (*launch, "sandbox", *flags), calendar, grace_seconds=5.0))
     return started
 
 

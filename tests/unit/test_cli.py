@@ -189,6 +189,7 @@ def test_children_are_told_where_secrets_are_and_never_what_they_are(tmp_path: P
     programs = {program.name: program for program in stack.programs(stack.Options(tmp_path, workers=2), address, told)}
     assert list(programs) == ["api", "worker-1", "worker-2", "sandbox"]
     assert not any(name.startswith("DISTILL_") for name in programs["sandbox"].env)
+    assert programs["sandbox"].env["SANDBOX_TODAY"] == "2026-11-22"  # or the example's model retires in 2027
 
 
 def test_the_webhook_secret_is_printed_for_a_tenant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
