@@ -12,6 +12,7 @@ RUN /opt/distillery/bin/pip install --require-hashes --only-binary :all: -r requ
 COPY pyproject.toml README.md ./
 COPY api api
 COPY cli cli
+COPY examples examples
 COPY sandbox sandbox
 COPY shared shared
 COPY worker worker

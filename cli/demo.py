@@ -7,6 +7,7 @@ import json
 import os
 import shlex
 import shutil
+import sys
 import tempfile
 import threading
 import time
@@ -36,12 +37,11 @@ class DemoFailed(RuntimeError):
 
 
 def find_example(path: Path) -> Path:
-    """As given, else beside the code: the demo runs from any folder."""
-    beside = Path(__file__).resolve().parent.parent / path
-    for candidate in (path, beside):
-        if candidate.is_file():
-            return candidate
-    raise DemoFailed(f"{path} is not here; name a JSONL file of prompts with --file.")
+    """As given, else beside the code or where the wheel puts it: the demo runs from any folder."""
+    for folder in (Path(), Path(__file__).resolve().parent.parent, Path(sys.prefix, "share", "distillery")):
+        if (folder / path).is_file():
+            return folder / path
+    raise DemoFailed(f"{path} is not here; name the files with --file and --system-prompt.")
 
 
 def read_prompts(path: Path) -> list[Any]:
