@@ -17,7 +17,7 @@ class DeliveryStore:
         self._scripts = scripts
 
     async def claim(self, delivery_id: DeliveryId, *, lease_seconds: float) -> Delivery | None:
-        """Take a delivery for one attempt; None when it is gone, or another worker is at it."""
+        """Take a delivery for one attempt; None when it is gone, settled or not yet due, or another worker is at it."""
         row = await self._scripts.run(
             "claim_delivery", [keys.delivery(delivery_id), keys.DUE], [delivery_id, int(lease_seconds * 1000)]
         )

@@ -86,6 +86,16 @@ def row_fields(values: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
+def _sources(job: Job, change: Change, lease: Lease | None) -> list[JobStatus] | None:
+    """Where the job must stand for this change; None: anywhere.
+
+    A worker that lets go has decided on what it saw.  When the owner has cancelled or resumed the job meanwhile, the
+    wait it sets would swallow that."""
+    if change.status is not None:
+        return sorted(sources(change.status))
+    return [job.status] if lease is not None and change.release else None
+
+
 def _job_of(job_id: JobId, row: Mapping[bytes, bytes], teacher: Mapping[bytes, bytes]) -> Job:
     def text(name: str) -> str | None:
         value = row.get(name.encode(), b"")
@@ -252,7 +262,7 @@ class JobStore:
         body = {
             "commit": uuid.uuid4().hex,
             "fence": str(lease.fence) if lease else "",
-            "sources": sorted(sources(change.status)) if change.status else [],
+            "sources": _sources(job, change, lease),
             "set": row_fields(values),
             "events": [_encode(event).decode() for event in change.events],
             "deliveries": [

@@ -12,7 +12,8 @@ from shared.lifecycle import JobStatus
 
 def job(job_id: JobId) -> str:
     """HASH, the row: tenant, status, stage, version, spec, … (JSON where it is not a scalar), the lease (fence, owner,
-    lease_until_ms, takeovers, commit) and the money (spent_nano, reserved_nano, unconfirmed_nano, possibly_billed)."""
+    lease_until_ms, takeovers, commits), runs (times it began or went on to run), and the money (spent_nano,
+    reserved_nano, unconfirmed_nano, possibly_billed)."""
     return f"d:{{{job_id}}}:job"
 
 
@@ -39,7 +40,8 @@ def decisions(job_id: JobId) -> str:
 def pass_row(job_id: JobId, name: str) -> str:
     """HASH of one pass (one model answering one prompt set): prompts, chunk_size, next (first chunk never claimed),
     done (chunks), settled, accepted, rejected, failed, reused, smoke (calls allowed before the trial is passed; empty
-    when it is), halt (JSON: why nothing more may start), complete."""
+    when it is), lost (calls without an answer, see pass_calls), halt (JSON: why nothing more may start), halt_run (the
+    job's `runs` then; a halt of an earlier run is void), complete."""
     return f"d:{{{job_id}}}:pass:{name}"
 
 
@@ -70,7 +72,8 @@ def tenant_jobs(tenant: TenantId, status: JobStatus | None = None) -> str:
 
 
 def delivery(delivery_id: DeliveryId) -> str:
-    """HASH of one webhook delivery: `row` (JSON), `lease_until_ms`.  Expires with its log, 30 days after the event."""
+    """HASH of one webhook delivery: `row` (JSON), `lease_until_ms` (of the attempt being made, or until the next one is
+    due), `settled` when there will be none.  Expires with its log, 30 days after the event."""
     return f"d:delivery:{delivery_id}"
 
 

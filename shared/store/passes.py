@@ -67,7 +67,8 @@ class Settlement:
 
 @dataclass(frozen=True)
 class Beginning:
-    """A call about to be made.  call: its id, never used before.  ceiling_nano: the most it can cost."""
+    """A call about to be made.  call: its id, never used before, beginning with the worker's token.
+    ceiling_nano: the most it can cost."""
 
     chunk: int
     index: int
@@ -77,7 +78,10 @@ class Beginning:
 
 @dataclass(frozen=True)
 class TickResult:
-    """state: "open", "complete" or "stopped".  answers: one per beginning, in order.  reserved_nano: of the job."""
+    """state: "open", "complete" or "stopped".  answers: one per beginning, in order.
+
+    reserved_nano: of the job; after a "budget" only of calls that a worker still waits for, so 0 means that waiting
+    will free nothing."""
 
     state: str
     settled: int
@@ -107,7 +111,7 @@ class PassStore:
         """Nothing more starts; the engine is called to act on the reason."""
         await self._scripts.run(
             "halt_pass",
-            [keys.pass_row(pass_id.job_id, pass_id.name), keys.PASSES, keys.DUE],
+            [keys.pass_row(pass_id.job_id, pass_id.name), keys.PASSES, keys.DUE, keys.job(pass_id.job_id)],
             [str(pass_id), msgspec.json.encode(halt), pass_id.job_id],
         )
 
@@ -123,11 +127,16 @@ class PassStore:
         await ask(self._redis.hset(keys.pass_row(pass_id.job_id, pass_id.name), "smoke", UNLIMITED))
 
     async def state(self, pass_id: PassId) -> PassState | None:
-        row: dict[bytes, bytes] = await ask(self._redis.hgetall(keys.pass_row(pass_id.job_id, pass_id.name)))
+        """None before the pass was first opened.  A halt from before the job was last resumed is not told of."""
+        pipe = self._redis.pipeline(transaction=False)
+        pipe.hgetall(keys.pass_row(pass_id.job_id, pass_id.name))
+        pipe.hget(keys.job(pass_id.job_id), "runs")
+        row: dict[bytes, bytes]
+        row, runs = await ask(pipe.execute())
         if b"prompts" not in row:
             return None
         tallies = {name: int(row.get(name.encode(), b"0")) for name in ("settled", "accepted", "rejected", "failed")}
-        halt = row.get(b"halt")
+        halt = row.get(b"halt") if row.get(b"halt_run") == (runs or b"0") else None
         return PassState(
             prompts=int(row[b"prompts"]),
             complete=b"complete" in row,

@@ -1,9 +1,9 @@
 #!lua flags=allow-oom
 -- claim_delivery.lua: take a webhook delivery for one attempt.
 -- KEYS[1] delivery  [2] due clock    ARGV[1] delivery id  [2] lease, ms
--- Returns its row, or false when it is gone or another worker is at it.
-local row = redis.call("HMGET", KEYS[1], "row", "lease_until_ms")
-if not row[1] then
+-- Returns its row, or false when it is gone, settled or not yet due, or another worker is at it.
+local row = redis.call("HMGET", KEYS[1], "row", "lease_until_ms", "settled")
+if not row[1] or row[3] then
   redis.call("ZREM", KEYS[2], "dlv:" .. ARGV[1])
   return false
 end

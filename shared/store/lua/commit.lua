@@ -3,9 +3,9 @@
 -- KEYS[1] job row  [2] events  [3] due clock  [4] job's deliveries  [5] prefix of the tenant's per-status indexes
 --     [6] results
 -- ARGV[1] job id  [2] JSON:
---   commit      unique per change; a change sent twice is made once
+--   commit      unique per change, 32 characters; a change sent twice is made once, also after other changes
 --   fence       "" for an owner's request, else the fence the worker holds
---   sources     statuses from which the change is allowed; empty: any
+--   sources     statuses from which the change is allowed; null: any
 --   set         row fields to write ("status" among them moves the index entry)
 --   events      list of event JSON texts, without sequence
 --   deliveries  list of {key, id, row}
@@ -16,12 +16,13 @@
 -- Returns {1, version} when done, {0, status} when the status does not allow it, {-1, status} when the fence is stale,
 -- {-2, ""} when there is no such job.
 local change = cjson.decode(ARGV[2])
-local row = redis.call("HMGET", KEYS[1], "status", "fence", "owner", "commit", "version", "sequence")
+local row = redis.call("HMGET", KEYS[1], "status", "fence", "owner", "commits", "version", "sequence")
 local status = row[1]
 if not status then return {-2, ""} end
-if row[4] == change.commit then return {1, tonumber(row[5])} end
+local commits = row[4] or ""
+if commits:find(change.commit, 1, true) then return {1, tonumber(row[5])} end
 if change.fence ~= "" and (row[2] ~= change.fence or row[3] == "") then return {-1, status} end
-if #change.sources > 0 then
+if change.sources ~= cjson.null then
   local allowed = false
   for _, source in ipairs(change.sources) do
     if source == status then allowed = true end
@@ -34,6 +35,7 @@ local target = change.set.status
 if target and target ~= status then
   redis.call("ZREM", KEYS[5] .. ":" .. status, ARGV[1])
   redis.call("ZADD", KEYS[5] .. ":" .. target, 0, ARGV[1])
+  if target == "running" then redis.call("HINCRBY", KEYS[1], "runs", 1) end
 end
 for field, value in pairs(change.set) do
   redis.call("HSET", KEYS[1], field, value)
@@ -59,5 +61,5 @@ if change.due_in_ms ~= cjson.null then
     redis.call("ZADD", KEYS[3], now + change.due_in_ms, "job:" .. ARGV[1])
   end
 end
-redis.call("HSET", KEYS[1], "commit", change.commit, "sequence", sequence)
+redis.call("HSET", KEYS[1], "commits", (change.commit .. commits):sub(1, 8 * 32), "sequence", sequence)
 return {1, redis.call("HINCRBY", KEYS[1], "version", 1)}

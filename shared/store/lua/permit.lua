@@ -17,7 +17,8 @@ local since = math.max(0, now - tonumber(row[6] or now))
 local share = math.min(1, tonumber(row[3] or "1") + since / 100000)
 local wanted, each = tonumber(ARGV[1]), math.max(1, tonumber(ARGV[2]))
 local function level(kept, per_minute)
-  local capacity = per_minute * share / 60 * tonumber(ARGV[5])
+  -- Below one call a second a bucket of seconds would never hold a whole call.
+  local capacity = math.max(1, per_minute * share / 60 * tonumber(ARGV[5]))
   local saved = kept and tonumber(kept) or capacity
   return math.min(capacity, saved + per_minute * share * since / 60000)
 end

@@ -7,7 +7,8 @@ local clock = redis.call("TIME")
 local score = 0
 if ARGV[2] ~= "" then score = clock[1] * 1000 + math.floor(clock[2] / 1000) + tonumber(ARGV[2]) end
 local open = 1
-if redis.call("HGET", KEYS[4], "status") ~= "running" or redis.call("HEXISTS", KEYS[1], "halt") == 1 then open = 0 end
+local ended = redis.call("HMGET", KEYS[1], "halt", "complete")
+if redis.call("HGET", KEYS[4], "status") ~= "running" or ended[1] or ended[2] then open = 0 end
 local held = {open}
 for i = 3, #ARGV do
   if redis.call("HGET", KEYS[3], ARGV[i]) == ARGV[1] and redis.call("ZSCORE", KEYS[2], ARGV[i]) then

@@ -8,7 +8,8 @@
 -- then for each call to begin: chunk, index, call, upper bound in nano-dollars.
 -- A settlement is never refused: what is paid is paid, and the first completion of a prompt is kept.  Money moves only
 -- with the call's mark, so a script sent twice counts once.
--- Returns {state, settled, accepted, failed, calls out, answer …}: state is "open", "complete" or "stopped"; one answer
+-- Returns {state, settled, accepted, failed, reserved, answer …}: state is "open", "complete" or "stopped"; reserved,
+-- after a "budget", only of calls that a worker still waits for; one answer
 -- per call to begin: "go", or why not: "stopped", "unleased", "settled", "smoke", "budget".
 local row = redis.call("HMGET", KEYS[2], "prompts", "chunk_size", "smoke", "halt")
 local prompts, chunk_size, smoke, halt = tonumber(row[1]), tonumber(row[2]), row[3], row[4]
@@ -29,6 +30,7 @@ local function close_mark(index, call, lost)
       redis.call("HSET", KEYS[3], index .. "|" .. call, reserved)
       add("unconfirmed_nano", reserved)
       add("possibly_billed", 1)
+      redis.call("HINCRBY", KEYS[2], "lost", 1)
     end
     return true
   end
@@ -38,7 +40,26 @@ local function close_mark(index, call, lost)
   redis.call("HDEL", KEYS[3], index .. "|" .. call)
   add("unconfirmed_nano", -tonumber(reserved))
   add("possibly_billed", -1)
+  redis.call("HINCRBY", KEYS[2], "lost", -1)
   return true
+end
+
+local function reserved_for_nobody()
+  -- Reservations of workers that vanished or let go: waiting will not free them.
+  local clock = redis.call("TIME")
+  local now, sum = clock[1] * 1000 + math.floor(clock[2] / 1000), 0
+  local marks = redis.call("HGETALL", KEYS[3])
+  for i = 1, #marks, 2 do
+    local index = tonumber(marks[i])
+    if index then
+      local chunk = string.format("%d", math.floor(index / chunk_size))
+      local holder, lease = redis.call("HGET", KEYS[4], chunk), redis.call("ZSCORE", KEYS[5], chunk)
+      local call, reserved = marks[i + 1]:match("^(.*)|(%d+)$")
+      local awaited = holder and lease and tonumber(lease) > now and call:sub(1, #holder) == holder
+      if not awaited then sum = sum + tonumber(reserved) end
+    end
+  end
+  return sum
 end
 
 local at, touched, changed = 6, {}, false
@@ -75,7 +96,7 @@ for chunk in pairs(touched) do
   end
 end
 
-local answers = {}
+local answers, short = {}, false
 if at <= #ARGV then
   local job = redis.call("HMGET", KEYS[1], "status", "limit_nano", "spent_nano", "reserved_nano", "unconfirmed_nano")
   local limit = job[2] and job[2] ~= "" and tonumber(job[2])
@@ -98,10 +119,14 @@ if at <= #ARGV then
       -- A mark that stands belongs to a worker that vanished with the answer: it may have been billed.
       if mark then close_mark(index, mark:match("^(.*)|%d+$"), true) end
       if smoke and smoke ~= "" then
-        local out = tonumber(redis.call("HGET", KEYS[2], "settled") or "0") + redis.call("HLEN", KEYS[3])
+        local tried = redis.call("HMGET", KEYS[2], "settled", "lost")
+        local out = tonumber(tried[1] or "0") + redis.call("HLEN", KEYS[3]) - tonumber(tried[2] or "0")
         if out >= tonumber(smoke) and not mark then answer = "smoke" end
       end
-      if answer == "go" and limit and used + amount > limit then answer = "budget" end
+      if answer == "go" and limit and used + amount > limit then
+        answer = "budget"
+        short = true
+      end
       if answer == "go" then
         redis.call("HSET", KEYS[3], index, call .. "|" .. reserve)
         add("reserved_nano", reserve)
@@ -116,6 +141,6 @@ if changed then redis.call("HINCRBY", KEYS[1], "version", 1) end
 local totals = redis.call("HMGET", KEYS[2], "complete", "settled", "accepted", "failed", "halt")
 local state = totals[1] and "complete" or ((totals[5] or not prompts) and "stopped") or "open"
 local result = {state, tonumber(totals[2] or 0), tonumber(totals[3] or 0), tonumber(totals[4] or 0),
-  tonumber(redis.call("HGET", KEYS[1], "reserved_nano") or 0)}
+  tonumber(redis.call("HGET", KEYS[1], "reserved_nano") or 0) - (short and reserved_for_nobody() or 0)}
 for _, answer in ipairs(answers) do result[#result + 1] = answer end
 return result
