@@ -133,6 +133,7 @@ class Stack:
         self._lock: int | None = None
         self._store: embedded.Embedded | None = None
         self._store_retry_at = 0.0
+        self._hurry = threading.Event()
         self._supervisor: Supervisor | None = None
         self.address: Address | None = None
         self.admin_key = ""
@@ -157,6 +158,7 @@ class Stack:
             cwd=self._cwd,
             say=self._say,
             each_tick=self._keep_store,
+            hurry=self._hurry,
         )
         self._supervisor.start()
         self._wait_until_ready(self._supervisor, self.address)
@@ -167,11 +169,11 @@ class Stack:
     def stop(self) -> None:
         """API, workers with their grace, sandbox, Valkey.  A second Ctrl-C meanwhile skips the waiting."""
         try:
-            if self._supervisor is not None:
-                with second_signal_sets(self._supervisor.hurry, self._say):
+            with second_signal_sets(self._hurry, self._say):
+                if self._supervisor is not None:
                     self._supervisor.stop()
-            if self._store is not None:
-                self._store.stop()
+                if self._store is not None:
+                    self._store.stop()
         finally:
             if self._lock is not None:
                 (self.options.data_dir / "stack.json").unlink(missing_ok=True)

@@ -95,10 +95,11 @@ class Supervisor:
         cwd: Path,
         say: Callable[[str], None],
         each_tick: Callable[[], None] = lambda: None,
+        hurry: threading.Event | None = None,
         tick_seconds: float = 0.2,
     ) -> None:
         self.children = [Child(program, log_dir / f"{program.name}.log") for program in programs]
-        self.hurry = threading.Event()
+        self.hurry = hurry or threading.Event()
         self._cwd, self._say, self._each_tick, self._tick_seconds = cwd, say, each_tick, tick_seconds
         self._stopping = threading.Event()
         self._watcher: threading.Thread | None = None
