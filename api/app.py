@@ -104,5 +104,5 @@ async def _framework_error(request: Request, error: Exception) -> Response:
         # The framework names the methods of the first route with this path only; RFC 9110 asks for all.
         routes = [route for route in (*jobs.router.routes, *service.router.routes) if isinstance(route, APIRoute)]
         here = [route for route in routes if route.path_regex.match(request.url.path)]
-        error.headers = {"Allow": ", ".join(sorted({method for route in here for method in route.methods}))}
+        error.headers = {"Allow": ", ".join(sorted({method for route in here for method in route.methods or ()}))}
     return problems.render_http(request, error)

@@ -148,16 +148,14 @@ def parse_json(body: bytes) -> Any:
         place = str(error).rpartition("(byte ")[2]
         at = f" Reading stopped at byte {place[:-1]}." if place[:-1].isdecimal() else ""
         raise BadRequest(f"The body is not valid JSON.{at}") from None
-    layer = [value]
+    layer: list[Any] = [[value]]
     for _ in range(DEEPEST_JSON + 1):
         if not layer:
             return value
-        layer = [
-            inner
-            for outer in layer
-            if isinstance(outer, dict | list)
-            for inner in (outer.values() if isinstance(outer, dict) else outer)
-        ]
+        layer = [inner for outer in layer for inner in (outer.values() if isinstance(outer, dict) else outer)]
+        if any(type(inner) is int and not -(2**63) <= inner < 2**64 for inner in layer):
+            raise BadRequest("The body holds a whole number of more than 64 bits.")
+        layer = [inner for inner in layer if isinstance(inner, dict | list)]
     raise too_deep
 
 

@@ -45,8 +45,8 @@ PROBLEMS: Final[Mapping[str, Problem]] = {
     "malformed_json": Problem(
         400,
         "The body is not JSON",
-        "The body could not be read as JSON in UTF-8.  NaN, Infinity, lone surrogates, numbers that no double can hold"
-        " and nesting deeper than 64 levels are not accepted either.",
+        "The body could not be read as JSON in UTF-8.  NaN, Infinity, lone surrogates, whole numbers of more than"
+        " 64 bits, numbers that no double can hold and nesting deeper than 64 levels are not accepted either.",
         "Send one JSON object.  `detail` says where reading stopped.",
     ),
     "invalid_cursor": Problem(

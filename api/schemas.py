@@ -111,11 +111,18 @@ class StudentIn(Request):
     seed: int | None = Field(None, ge=0, le=2_147_483_647)
 
 
+def _is_call(call: Any) -> bool:
+    return isinstance(call, dict) and isinstance(call.get("function"), dict)
+
+
 def _message(message: dict[str, Any]) -> dict[str, Any]:
     """As much as decides whether a provider could take it at all."""
     role, content = message.get("role"), message.get("content")
     if role not in _ROLES:
         raise broken("invalid_value", f"must have a role: {', '.join(_ROLES)}")
+    calls = message.get("tool_calls")
+    if calls is not None and not (isinstance(calls, list) and all(map(_is_call, calls))):
+        raise broken("invalid_value", "must have tool_calls that are objects with a function")
     speaks_otherwise = role == "assistant" and (message.get("tool_calls") or message.get("refusal"))
     if isinstance(content, list):
         if not content or not all(isinstance(part, dict) and isinstance(part.get("type"), str) for part in content):

@@ -66,7 +66,7 @@ def _tool_choice(value: Any) -> str | None:
 
 def check_response_format(value: Any) -> str | None:
     kind = value.get("type") if isinstance(value, dict) else None
-    if kind not in {"text", "json_object", "json_schema"}:
+    if kind not in ("text", "json_object", "json_schema"):
         return "must be an object whose type is text, json_object or json_schema"
     named = value.get("json_schema")
     if kind == "json_schema" and not (isinstance(named, dict) and isinstance(named.get("name"), str)):

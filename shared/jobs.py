@@ -17,8 +17,8 @@ import msgspec
 from msgspec.structs import replace
 
 from shared.capabilities import check_response_format, check_tools, params_faults
-from shared.curation import assistant_message, check_response_schema, split_of
-from shared.errors import BadRequest, Conflict, Fault, NotFound, ProviderError, StoreError, ValidationFailed
+from shared.curation import check_response_schema, split_of
+from shared.errors import BadRequest, Conflict, Fault, NotFound, StoreError, ValidationFailed
 from shared.graders import ScoreModel, parse_graders
 from shared.ids import JobId, TenantId, is_id, new_event_id, new_job_id
 from shared.lifecycle import TERMINAL, JobStatus, PausedReason
@@ -33,7 +33,6 @@ from shared.models import (
     JobSpec,
     Money,
     Prompt,
-    StoredCompletion,
     usd,
 )
 from shared.notices import deliveries_for
@@ -42,7 +41,7 @@ from shared.queue import ADVANCE_JOB
 from shared.settings import ProviderSettings
 from shared.store import Store
 from shared.store.content import chunked
-from shared.store.jobs import TEACHER, Change, Refused
+from shared.store.jobs import Change, Refused
 from shared.webhooks import check_url
 
 S = JobStatus
@@ -152,17 +151,17 @@ class Jobs:
         return job
 
     async def retry(self, tenant: TenantId, job_id: str, budget: Budget | None = None) -> Job:
-        """A new job like an ended one.  Usable answers already paid for are taken along and not asked again."""
+        """A new job like an ended one.  Its worker takes the answers already paid for from the tenant's ledger."""
         old = await self.get(tenant, job_id)
         if old.status not in TERMINAL:
             raise Conflict(
                 "The job has not ended.  Cancel it first, or resume it if it is paused.", code="job_not_terminal"
             )
         spec = replace(old.spec, budget=budget) if budget is not None else old.spec
-        prompts = [
-            replace(prompt, completion=prompt.completion or _usable(completion))
-            async for _, prompt, completion, _ in self._store.content.curated(old.id, TEACHER)
-        ]
+        content = self._store.content
+        prompts: list[Prompt] = []
+        for chunk in range(await content.chunk_count(old.id, "source")):
+            prompts += await content.prompt_chunk(old.id, "source", chunk)
         # The stored prompts carry the system prompt already, also those that had one of their own.
         plan = await _off_loop(self.plan, replace(spec, system_prompt=None), prompts)
         plan = replace(plan, spec=replace(plan.spec, system_prompt=spec.system_prompt))
@@ -316,8 +315,9 @@ class Jobs:
         named = [("/teacher/provider", spec.teacher.provider, False)]
         named += [(f"/students/{i}/provider", student.provider, True) for i, student in enumerate(spec.students)]
         for place, grader in enumerate(spec.evaluation.graders):
-            if grader.get("type") == "score_model" and isinstance(grader.get("provider"), str):
-                named.append((f"/evaluation/graders/{place}/provider", grader["provider"], False))
+            judge = grader.get("provider") if isinstance(grader, dict) else None  # not parsed yet, so anything
+            if isinstance(judge, str):
+                named.append((f"/evaluation/graders/{place}/provider", judge, False))
         for pointer, name, trains in named:
             provider = self._providers.get(name)
             if provider is None:
@@ -460,16 +460,6 @@ def _with_defaults(prompt: Prompt, spec: JobSpec) -> Prompt:
         response_format=prompt.response_format
         or (response_format if check_response_format(response_format) is None else None),
     )
-
-
-def _usable(completion: StoredCompletion | None) -> dict[str, object] | None:
-    """The message of an answer that nothing was found against on arrival."""
-    if completion is None or completion.status == "failed" or completion.reason is not None:
-        return None
-    try:
-        return assistant_message(completion.raw)[0]
-    except ProviderError:
-        return None
 
 
 def _chars(prompt: Prompt) -> int:

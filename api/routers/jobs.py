@@ -148,7 +148,7 @@ async def retry_job(
     services: Wired,
     response: Response,
 ) -> JobOut:
-    """A new job like an ended one.  Usable answers already paid for are taken along."""
+    """A new job like an ended one.  Answers already paid for are reused."""
     budget = None if body.budget is None else body.budget.to_domain()
     return _accepted(await services.jobs.retry(caller.tenant, job_id, budget), response)
 

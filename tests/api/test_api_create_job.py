@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
-from conftest import Api, a_request
-from test_errors import problem_of
+from api_kit import Api, a_request, problem_of
 
 from shared.ids import JobId
 from shared.queue import ADVANCE_JOB
@@ -243,3 +243,74 @@ async def test_a_budget_comes_back_as_it_was_meant(api: Api):
     job = await api.create(budget={"max_cost_usd": "10.00", "on_limit": "fail"})
     assert job["budget"] == {"max_cost_usd": "10", "on_limit": "fail"}
     assert job["cost"]["limit_usd"] == "10"
+
+
+EVERYTHING: dict[str, Any] = a_request(
+    name="n",
+    system_prompt="s",
+    store=True,
+    metadata={"a": "b"},
+    source=inline(
+        {
+            "key": "k",
+            "messages": [
+                {"role": "user", "content": [{"type": "text", "text": "x"}]},
+                {"role": "assistant", "tool_calls": [{"id": "1", "function": {"name": "f", "arguments": "{}"}}]},
+                {"role": "tool", "tool_call_id": "1", "content": "y"},
+            ],
+            "tools": [{"type": "function", "function": {"name": "f", "parameters": {}}}],
+            "response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": {}}},
+            "completion": {"role": "assistant", "content": "z"},
+            "reference": "r",
+        }
+    ),
+    students=[student(hyperparameters={"n_epochs": 3}, suffix="s", seed=1)],
+    teacher=teacher(params={"stop": ["x"], "logit_bias": {"1": 2}, "response_format": {"type": "text"}}),
+    curation={"min_accepted": 5, "response_schema": {"type": "object", "properties": {"a": {"type": "string"}}}},
+    evaluation={"graders": [{"type": "text_similarity", "name": "a"}, {"type": "json_match", "fields": ["a"]}]},
+    budget={"max_cost_usd": "10", "on_limit": "fail"},
+    webhook={"url": "https://example.com/x", "events": ["job.failed"]},
+)
+ODDITIES: list[Any] = [
+    None,
+    True,
+    0,
+    -1,
+    2**63,
+    1.5,
+    "",
+    "x",
+    "x" * 3_000,
+    [],
+    [[]],
+    [None],
+    {},
+    {"": None},
+    {"type": []},
+]
+
+
+def with_oddities(value: Any) -> list[Any]:
+    """The value with one part of it replaced, each part in turn by each oddity."""
+    found = list(ODDITIES)
+    for key in value if isinstance(value, dict) else range(min(len(value), 3)) if isinstance(value, list) else ():
+        for inner in with_oddities(value[key]):
+            copy = value.copy()
+            copy[key] = inner
+            found.append(copy)
+    return found
+
+
+async def test_no_oddity_anywhere_in_a_request_is_more_than_a_refusal(api: Api):
+    assert (await api.http.post("/v1/jobs?validate_only=true", json=EVERYTHING)).status_code == 200
+    headers = {"Content-Type": "application/json"}
+    for request in with_oddities(EVERYTHING):
+        body = json.dumps(request).encode()
+        answer = await api.http.post("/v1/jobs?validate_only=true", content=body, headers=headers)
+        if answer.status_code != 200:
+            assert answer.status_code == 422, (request, answer.text)
+            problem_of(answer)
+        else:
+            job = await api.http.post("/v1/jobs", content=body, headers=headers)
+            assert job.status_code == 202
+            assert (await api.http.get(job.headers["location"])).json() == job.json()

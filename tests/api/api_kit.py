@@ -1,0 +1,177 @@
+"""What the tests of the API share: a client, a store behind it, requests that pass."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import fakeredis
+import httpx2
+import msgspec
+
+from api.app import create_app
+from api.problems import PROBLEMS
+from shared.curation import Curator
+from shared.dataset import Digest, example_line
+from shared.ids import JobId, completion_id
+from shared.lifecycle import JobStatus
+from shared.models import Job, JobError, Manifest, StoredCompletion, Usage
+from shared.settings import ProviderSettings, Settings
+from shared.store import Store, keys
+from shared.store.content import pack_completion
+from shared.store.jobs import TEACHER, Change
+
+ADMIN_KEY = "dk_test_0123456789abcdef"
+MEMBERS = {
+    "type",
+    "title",
+    "status",
+    "code",
+    "param",
+    "detail",
+    "instance",
+    "request_id",
+    "retryable",
+    "errors",
+}
+AUTHORIZED = {"Authorization": f"Bearer {ADMIN_KEY}"}
+
+
+class FakeServer(fakeredis.FakeAsyncRedis):
+    """fakeredis, with the two commands about the server itself that it lacks."""
+
+    used_memory = 10
+
+    async def info(self, section: str | None = None, *args: Any, **kwargs: Any) -> Any:
+        return {"used_memory": self.used_memory, "maxmemory": 100}
+
+    async def config_get(self, pattern: str = "*", *args: Any, **kwargs: Any) -> Any:
+        durable = {"appendonly": "yes", "appendfsync": "always", "maxmemory-policy": "noeviction"}
+        return {pattern: durable[pattern]}
+
+
+class RecordingBell:
+    def __init__(self) -> None:
+        self.rung: list[tuple[str, str]] = []
+
+    async def ring(self, task: str, id_: str) -> bool:
+        self.rung.append((task, id_))
+        return True
+
+
+class Api:
+    """A client of the application, and what lies behind it."""
+
+    def __init__(self, settings: Settings, store: Store, redis: Any) -> None:
+        self.store, self.redis, self.settings = store, redis, settings
+        self.bell = RecordingBell()
+        self.app = create_app(settings, store=store, doorbell=self.bell)
+        transport = httpx2.ASGITransport(app=self.app, raise_app_exceptions=False)
+        self.http = httpx2.AsyncClient(transport=transport, base_url="http://test", headers=AUTHORIZED)
+
+    async def keys(self) -> list[bytes]:
+        return list(await self.redis.keys("*"))
+
+    async def create(self, **changes: Any) -> dict[str, Any]:
+        answer = await self.http.post("/v1/jobs", json=a_request(**changes))
+        assert answer.status_code == 202, answer.text
+        return answer.json()
+
+
+def a_request(**changes: Any) -> dict[str, Any]:
+    """The smallest request that passes, with twenty prompts."""
+    return {
+        "teacher": {"provider": "openai", "model": "gpt-6.1-sol", "params": {"temperature": 0.01}},
+        "students": [{"provider": "openai", "model": "gpt-4.1-mini-2025-04-14"}],
+        "source": {"type": "inline", "prompts": [f"Ticket {n}: my invoice is wrong." for n in range(20)]},
+        "curation": {"min_accepted": 5},
+    } | changes
+
+
+def some_settings(**changes: Any) -> Settings:
+    openai = ProviderSettings(base_url="http://127.0.0.1:1/v1", api_key="sk-x", prices="openai", can_store=True)
+    free = ProviderSettings(base_url="http://127.0.0.1:1/v1", can_train=False)
+    values: dict[str, Any] = {
+        "redis_url": "redis://127.0.0.1:1/0",
+        "secret_key": "s" * 32,
+        "admin_key": ADMIN_KEY,
+        "providers": {"openai": openai, "closed": free},
+    }
+    return Settings(_env_file=None, **(values | changes))
+
+
+def problem_of(answer: httpx2.Response) -> dict[str, Any]:
+    """The body of an error answer, once it is known to be a whole problem document."""
+    assert answer.headers["content-type"] == "application/problem+json", answer.text
+    body = answer.json()
+    assert set(body) >= MEMBERS
+    assert body["status"] == answer.status_code
+    assert body["request_id"] == answer.headers["x-request-id"]
+    assert body["type"] == f"/problems/{body['code']}"
+    assert body["code"] in PROBLEMS
+    return body
+
+
+async def loaded(api: Api, job: dict[str, Any]) -> Job:
+    found = await api.store.jobs.load(JobId(job["id"]))
+    assert found is not None
+    return found
+
+
+async def begin(api: Api, job: dict[str, Any]) -> Job:
+    """As a worker would take it up."""
+    await api.store.jobs.change(await loaded(api, job), Change(status=JobStatus.RUNNING, set={"stage": "generating"}))
+    return await loaded(api, job)
+
+
+async def answer_all(api: Api, job: Job) -> None:
+    """Every teacher completion: the first refused, the second failed, the others usable."""
+    for index in range(job.counters.prompts_total):
+        message = {"role": "assistant", "content": f"Answer {index}", "refusal": "No." if index == 0 else None}
+        raw = {"id": f"chatcmpl-{index}", "choices": [{"index": 0, "message": message, "finish_reason": "stop"}]}
+        common = {
+            "id": completion_id(api.settings.secret, job.id, 0, index),
+            "index": index,
+            "model": job.spec.teacher.model,
+            "created_at_ms": 1_795_345_200_000,
+        }
+        if index == 1:
+            error = JobError(code="provider_rejected", message="The provider said no.")
+            kept = StoredCompletion(**common, status="failed", error=error)
+        else:
+            kept = StoredCompletion(
+                **common,
+                status="answered",
+                reason="refused" if index == 0 else None,
+                raw=msgspec.Raw(msgspec.json.encode(raw)),
+                usage=Usage(prompt_tokens=10, completion_tokens=5),
+                cost_nano=70_000,
+                latency_ms=1_500,
+            )
+        key = keys.completions(job.id, TEACHER, index // job.chunk_size)
+        await api.redis.hset(key, str(index), pack_completion(kept))
+
+
+async def curate(api: Api, job: Job) -> Manifest:
+    """As the worker's stage does it."""
+    curator, content = Curator(job.spec.curation, job.spec.split), api.store.content
+    digests = {"train": Digest(), "validation": Digest(), "holdout": Digest()}
+    for chunk in range(await content.chunk_count(job.id, "source")):
+        decisions = []
+        kept = await content.completion_chunk(job.id, TEACHER, chunk)
+        for index, prompt in enumerate(await content.prompt_chunk(job.id, "source", chunk), chunk * job.chunk_size):
+            failed = kept[index].status == "failed"
+            message = None if failed else msgspec.json.decode(kept[index].raw)["choices"][0]["message"]
+            decisions.append(curator.decide(prompt, message, "stop", kept[index].reason, failed=failed))
+            if decisions[-1].status == "accepted":
+                digests[decisions[-1].split].update(example_line(job.spec, prompt, message))
+        await content.put_decisions(job.id, chunk, decisions)
+    manifest = Manifest(
+        sha256=digests["train"].sha256,
+        holdout_sha256=digests["holdout"].sha256,
+        train=digests["train"].lines,
+        validation=digests["validation"].lines,
+        holdout=digests["holdout"].lines,
+        rejected={"refused": 1, "provider_error": 1},
+    )
+    await api.store.jobs.change(job, Change(set={"manifest": manifest}))
+    return manifest

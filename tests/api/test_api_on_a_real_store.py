@@ -1,0 +1,125 @@
+"""The same API on a real server, as a process of its own: what a crash leaves, what a full server says."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import httpx2
+import pytest
+import redis.asyncio as redis
+from api_kit import ADMIN_KEY, AUTHORIZED, Api, a_request, answer_all, begin, curate, problem_of, some_settings
+
+from cli import embedded
+from shared.store import Store
+
+pytestmark = pytest.mark.anyio
+REPO = Path(__file__).parents[2]
+
+
+@pytest.fixture
+async def real(valkey_client: redis.Redis) -> AsyncIterator[Api]:
+    made = Api(some_settings(), Store(valkey_client), valkey_client)
+    async with made.http:
+        yield made
+
+
+async def test_a_job_is_accepted_read_and_cancelled(real: Api):
+    job = await real.create()
+    path = f"/v1/jobs/{job['id']}"
+    assert (await real.http.get(path)).json() == job
+    assert (await real.http.get(path, headers={"If-None-Match": 'W/"1"'})).status_code == 304
+    assert (await real.http.post(f"{path}/cancel")).json()["status"] == "cancelled"
+    assert [found["id"] for found in (await real.http.get("/v1/jobs?status=cancelled")).json()["data"]] == [job["id"]]
+    assert [event["sequence"] for event in (await real.http.get(f"{path}/events")).json()["data"]] == [2, 1]
+
+
+async def test_a_dataset_is_exported(real: Api):
+    job = await begin(real, await real.create())
+    await answer_all(real, job)
+    manifest = await curate(real, job)
+    answer = await real.http.get(f"/v1/jobs/{job.id}/dataset")
+    assert len(answer.text.splitlines()) == manifest.train
+
+
+async def test_a_full_server_takes_no_job_and_keeps_nothing_of_it(real: Api, valkey_client: redis.Redis):
+    used = (await valkey_client.info("memory"))["used_memory"]
+    await valkey_client.config_set("maxmemory", str(int(used * 1.1)))
+    answer = await real.http.post("/v1/jobs", json=a_request())
+    assert (answer.status_code, problem_of(answer)["code"]) == (503, "store_full")
+    assert await real.keys() == []
+
+
+async def test_the_embedded_server_is_durable_and_says_so(real: Api):
+    await real.store.announce_worker("w1", {}, for_seconds=5)
+    assert (await real.http.get("/readyz")).json()["checks"]["durability"] == "ok"
+
+
+@pytest.fixture
+def process(valkey: embedded.Embedded) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    openai = {"base_url": "http://127.0.0.1:1/v1", "prices": "openai"}
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith(("DISTILL_", "OPENAI_"))
+    } | {
+        "DISTILL_REDIS_URL": valkey.url,
+        "DISTILL_SECRET_KEY": "s" * 32,
+        "DISTILL_ADMIN_KEY": ADMIN_KEY,
+        "DISTILL_API_PORT": str(port),
+        "DISTILL_PROVIDERS": json.dumps({"openai": openai}),
+    }
+    running = subprocess.Popen([sys.executable, "-m", "api"], cwd=REPO, env=environment, stderr=subprocess.PIPE)
+    url = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(200):
+            try:
+                httpx2.get(f"{url}/healthz")
+                break
+            except httpx2.TransportError:
+                time.sleep(0.1)
+        yield running, url
+    finally:
+        running.kill()
+        running.communicate()
+
+
+def test_an_accepted_job_survives_the_death_of_the_api_and_sigterm_ends_it_in_order(
+    process: tuple[subprocess.Popen[bytes], str],
+):
+    running, url = process
+    with httpx2.Client(base_url=url, headers=AUTHORIZED) as http:
+        job = http.post("/v1/jobs", json=a_request()).json()
+        assert http.get(f"/v1/jobs/{job['id']}").json()["status"] == "queued"
+        huge = http.post("/v1/jobs", content=b" " * 8_000_001, headers={"Content-Type": "application/json"})
+        assert (huge.status_code, problem_of(huge)["code"]) == (413, "body_too_large")
+        denied = http.post("/v1/jobs", content=b" " * 8_000_001, headers={"Authorization": "Bearer wrong"})
+        assert denied.status_code == 401
+        assert "server" not in denied.headers
+    running.send_signal(signal.SIGTERM)
+    log = running.communicate(timeout=15)[1].decode()
+    assert running.returncode in {0, -signal.SIGTERM}
+    lines = [json.loads(line) for line in log.splitlines()]
+    posted = next(line for line in lines if line["event"] == "request" and line["method"] == "POST")
+    assert posted["route"] == "/v1/jobs"
+    assert posted["request_id"].startswith("req_")
+    assert "invoice" not in log
+    assert ADMIN_KEY not in log
+
+
+def test_without_a_key_the_process_says_what_is_missing():
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("DISTILL_")} | {
+        "DISTILL_REDIS_URL": "redis://127.0.0.1:1/0",
+        "DISTILL_SECRET_KEY": "s" * 32,
+    }
+    ended = subprocess.run([sys.executable, "-m", "api"], cwd=REPO, env=environment, capture_output=True, check=False)
+    assert ended.returncode == 2
+    assert b"DISTILL_ADMIN_KEY" in ended.stderr

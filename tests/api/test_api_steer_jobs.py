@@ -1,0 +1,132 @@
+"""Cancel, pause, resume and retry."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from api_kit import Api, answer_all, begin, loaded, problem_of
+
+from shared.ids import JobId
+from shared.lifecycle import JobStatus, PausedReason
+from shared.store.jobs import Change
+
+pytestmark = pytest.mark.anyio
+HOOK = {"url": "https://ci.example.com/hooks", "events": ["job.cancelled", "job.paused"]}
+
+
+async def test_a_queued_job_is_cancelled_at_once_and_its_owner_told(api: Api):
+    job = await api.create(webhook=HOOK, metadata={"team": "a"})
+    answer = await api.http.post(f"/v1/jobs/{job['id']}/cancel")
+    cancelled = answer.json()
+    assert (answer.status_code, cancelled["status"], cancelled["version"]) == (200, "cancelled", 2)
+    assert cancelled["finished_at"] is not None
+    assert cancelled["expires_at"] == cancelled["finished_at"] + 30 * 86_400
+    [delivery] = await api.store.deliveries.of_job(JobId(job["id"]))
+    body = json.loads(delivery.body)
+    assert (delivery.url, body["type"]) == (HOOK["url"], "job.cancelled")
+    assert body["data"]["status"] == "cancelled"
+    assert body["data"]["version"] == 2
+    assert body["data"]["metadata"] == {"team": "a"}
+    due = await api.store.sweep(grace_seconds=1, limit=10)
+    assert due == [f"dlv:{delivery.id}"]
+
+
+async def test_nobody_is_told_what_they_did_not_ask_for(api: Api):
+    job = await api.create(webhook=HOOK | {"events": ["job.succeeded"]})
+    await api.http.post(f"/v1/jobs/{job['id']}/cancel")
+    assert await api.store.deliveries.of_job(JobId(job["id"])) == []
+
+
+async def test_a_running_job_is_cancelled_by_its_worker_and_asking_again_changes_nothing(api: Api):
+    job = await begin(api, await api.create())
+    api.bell.rung.clear()
+    first = await api.http.post(f"/v1/jobs/{job.id}/cancel")
+    again = await api.http.post(f"/v1/jobs/{job.id}/cancel")
+    assert (first.status_code, first.json()["status"]) == (202, "cancelling")
+    assert (again.status_code, again.json()["version"]) == (202, first.json()["version"])
+    assert len(api.bell.rung) == 1
+    assert f"job:{job.id}" in await api.store.sweep(grace_seconds=1, limit=10)
+    await api.store.jobs.change(job, Change(status=JobStatus.CANCELLED))
+    done = await api.http.post(f"/v1/jobs/{job.id}/cancel")
+    assert (done.status_code, done.json()["status"]) == (200, "cancelled")
+
+
+@pytest.mark.parametrize("status", [JobStatus.SUCCEEDED, JobStatus.FAILED])
+async def test_an_ended_job_cannot_be_cancelled(api: Api, status: JobStatus):
+    job = await begin(api, await api.create())
+    await api.store.jobs.change(job, Change(status=status))
+    answer = await api.http.post(f"/v1/jobs/{job.id}/cancel")
+    assert (answer.status_code, problem_of(answer)["code"]) == (409, "job_not_cancellable")
+
+
+async def test_a_cancel_that_meets_a_moving_job_decides_again(api: Api, monkeypatch: pytest.MonkeyPatch):
+    job = await api.create()
+    change, met = api.store.jobs.change, []
+
+    async def raced(*args, **kwargs):
+        if not met:
+            met.append(True)
+            await change(await loaded(api, job), Change(status=JobStatus.RUNNING))
+        return await change(*args, **kwargs)
+
+    monkeypatch.setattr(api.store.jobs, "change", raced)
+    answer = await api.http.post(f"/v1/jobs/{job['id']}/cancel")
+    assert (answer.status_code, answer.json()["status"]) == (202, "cancelling")
+
+
+async def test_a_job_is_paused_and_resumed_with_a_larger_budget(api: Api):
+    job = await begin(api, await api.create(budget={"max_cost_usd": "1"}, webhook=HOOK))
+    paused = await api.http.post(f"/v1/jobs/{job.id}/pause")
+    assert (paused.status_code, paused.json()["status"], paused.json()["paused_reason"]) == (200, "paused", "requested")
+    assert (await api.http.post(f"/v1/jobs/{job.id}/pause")).json()["version"] == paused.json()["version"]
+    assert len(await api.store.deliveries.of_job(job.id)) == 1
+    budget = {"max_cost_usd": "2.5", "on_limit": "fail"}
+    resumed = await api.http.post(f"/v1/jobs/{job.id}/resume", json={"budget": budget})
+    assert (resumed.status_code, resumed.json()["status"], resumed.json()["paused_reason"]) == (200, "running", None)
+    assert resumed.json()["budget"] == budget
+    assert resumed.json()["cost"]["limit_usd"] == "2.5"
+    assert (await loaded(api, {"id": job.id})).money.limit_nano == 2_500_000_000
+    assert (await api.http.post(f"/v1/jobs/{job.id}/resume")).status_code == 200
+
+
+async def test_a_budget_that_is_spent_already_resumes_nothing(api: Api):
+    job = await begin(api, await api.create(budget={"max_cost_usd": "1"}))
+    paused = Change(status=JobStatus.PAUSED, set={"paused_reason": PausedReason.BUDGET, "spent_nano": 900_000_000})
+    await api.store.jobs.change(job, paused)
+    answer = await api.http.post(f"/v1/jobs/{job.id}/resume", json={"budget": {"max_cost_usd": "0.9"}})
+    assert (answer.status_code, problem_of(answer)["code"]) == (422, "cost_above_limit")
+    assert (await loaded(api, {"id": job.id})).status is JobStatus.PAUSED
+
+
+async def test_only_what_fits_the_status_is_possible(api: Api):
+    path = f"/v1/jobs/{(await api.create())['id']}"
+    for verb, code in (("pause", "job_not_running"), ("resume", "job_not_paused"), ("retry", "job_not_terminal")):
+        answer = await api.http.post(f"{path}/{verb}")
+        assert (answer.status_code, problem_of(answer)["code"]) == (409, code)
+
+
+@pytest.mark.parametrize(
+    ("body", "status"), [(b"", 200), (b"{}", 200), (b'{"budget": null}', 200), (b"[", 400), (b'{"bugdet": 1}', 422)]
+)
+async def test_the_body_of_resume_may_be_missing_but_not_wrong(api: Api, body: bytes, status: int):
+    job = await begin(api, await api.create())
+    await api.http.post(f"/v1/jobs/{job.id}/pause")
+    headers = {"Content-Type": "application/json"} if body else {}
+    assert (await api.http.post(f"/v1/jobs/{job.id}/resume", content=body, headers=headers)).status_code == status
+
+
+async def test_a_retry_is_a_new_job_that_asks_the_same_and_leaves_the_old_one_alone(api: Api):
+    job = await begin(api, await api.create(system_prompt="You triage."))
+    await answer_all(api, job)
+    await api.store.jobs.change(job, Change(status=JobStatus.FAILED))
+    answer = await api.http.post(f"/v1/jobs/{job.id}/retry", json={"budget": {"max_cost_usd": "3"}})
+    new = answer.json()
+    assert answer.status_code == 202
+    assert new["id"] != job.id
+    assert (new["retry_of"], new["status"], new["cost"]["limit_usd"]) == (job.id, "queued", "3")
+    assert new["system_prompt"] == "You triage."
+    prompts = await api.store.content.prompt_chunk(JobId(new["id"]), "source", 0)
+    assert prompts == await api.store.content.prompt_chunk(job.id, "source", 0)
+    assert [message["role"] for message in prompts[2].messages] == ["system", "user"]
+    assert (await api.http.get(f"/v1/jobs/{job.id}")).json()["status"] == "failed"
