@@ -77,7 +77,12 @@ def request_body(job: Job, plan: PassPlan, prompt: Prompt, index: int) -> JsonOb
         body["response_format"] = prompt.response_format
     if plan.store:
         body["store"] = True
-        body["metadata"] = dict(job.spec.metadata)
-        if len(job.spec.metadata) <= _METADATA_PAIRS_MAX - 2:
-            body["metadata"] |= {"distillation_job": job.id, "prompt": str(index)}
+        body["metadata"] = job.spec.metadata | (our_metadata(job, plan, index) or {})
     return body
+
+
+def our_metadata(job: Job, plan: PassPlan, index: int) -> dict[str, str] | None:
+    """By what one stored completion is found again; None where nothing of ours is stored with it."""
+    if not plan.store or len(job.spec.metadata) > _METADATA_PAIRS_MAX - 2:
+        return None
+    return {"distillation_job": job.id, "prompt": str(index)}

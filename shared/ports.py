@@ -33,7 +33,7 @@ class Completion(msgspec.Struct, frozen=True):
     finish_reason: str | None
     usage: Usage
     provider_request_id: str | None
-    latency_ms: int
+    latency_ms: int | None
     limits: RateLimits = RateLimits()
 
 
@@ -42,6 +42,15 @@ class TeacherPort(Protocol):
 
     async def complete(self, request: CompletionRequest) -> Completion:
         """One completion, asked once: no retry of its own.  Raises a `ProviderError`, which says whether to retry."""
+
+    async def close(self) -> None: ...
+
+
+class CompletionArchive(Protocol):
+    """The completions a provider keeps because we asked it to."""
+
+    async def find(self, model: str, metadata: dict[str, str]) -> Completion | None:
+        """The newest stored completion of this model that carries this metadata.  Raises a `ProviderError`."""
 
     async def close(self) -> None: ...
 

@@ -150,14 +150,14 @@ class System:
         self.redis.stop()
 
 
-def a_request(*, prompts: int = 60, **changes: Any) -> dict[str, Any]:
-    """A triage job of distinct prompts; `changes` replace top-level members."""
+def a_request(*, prompts: int = 60, first: int = 0, **changes: Any) -> dict[str, Any]:
+    """A triage job of distinct prompts, the tickets from number `first` on; `changes` replace top-level members."""
     request = {
         "name": "ticket-triage",
         "teacher": {"provider": "sandbox", "model": TEACHER, "params": {"max_completion_tokens": 100}},
         "students": [{"provider": "sandbox", "model": STUDENT, "suffix": "triage"}],
         "system_prompt": "You triage support tickets.  Answer with JSON: category, priority, team.",
-        "source": {"type": "inline", "prompts": [a_ticket(number) for number in range(prompts)]},
+        "source": {"type": "inline", "prompts": [a_ticket(number) for number in range(first, first + prompts)]},
         "metadata": {"distillation": "teams_dataset"},
     }
     return request | changes

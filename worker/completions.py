@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 
 import msgspec
 
-from shared.curation import reason_against
+from shared.curation import assistant_message, reason_against
 from shared.errors import JobFailed, ProviderError
 from shared.ids import completion_id
 from shared.lifecycle import Stage
@@ -61,6 +62,7 @@ class Scribe:
         self._secret = secret
         self._output_cap = plan.params.get("max_completion_tokens") or plan.params.get("max_tokens")
         self._reasons: dict[str, int] = {}
+        self._ledger_context = msgspec.json.encode((job.tenant, plan.params), order="sorted")
 
     def body(self, prompt: Prompt, index: int) -> JsonObject:
         return request_body(self._job, self._plan, prompt, index)
@@ -79,7 +81,22 @@ class Scribe:
         )
         return ceiling or 0
 
-    def answered(self, chunk: int, index: int, call: str, completion: Completion) -> Settlement:
+    def fingerprint(self, prompt: Prompt) -> str:
+        """What is asked, and of whom: equal for two calls exactly when one answer would do for both.
+
+        Keyed, so that nobody who reads the store's keys can try prompts against it."""
+        asked = (self._plan.provider, self._plan.model, prompt.messages, prompt.tools, prompt.response_format)
+        digest = hashlib.blake2b(self._ledger_context, digest_size=16, key=self._secret[:64])
+        digest.update(msgspec.json.encode(asked))
+        return digest.hexdigest()
+
+    def reused(self, chunk: int, index: int, paid: StoredCompletion) -> Settlement:
+        """A completion this tenant has paid for before: kept here too, at no cost.  Its price and latency stay."""
+        reason = self._reason(*assistant_message(paid.raw))
+        kept = msgspec.structs.replace(paid, id=self._id(index), index=index, reused=True, reason=reason)
+        return Settlement(chunk, index, None, pack_completion(kept), 0, _outcome(reason), reused=True)
+
+    def answered(self, chunk: int, index: int, call: str, completion: Completion, fingerprint: str) -> Settlement:
         cost = self._prices.cost_nano(self._price_list, self._plan.model, completion.usage)
         reason = self._reason(completion.message, completion.finish_reason)
         kept = StoredCompletion(
@@ -95,7 +112,16 @@ class Scribe:
             latency_ms=completion.latency_ms,
             provider_request_id=completion.provider_request_id,
         )
-        return Settlement(chunk, index, call, pack_completion(kept), cost, _outcome(reason))
+        return Settlement(
+            chunk,
+            index,
+            call,
+            pack_completion(kept),
+            cost,
+            _outcome(reason),
+            fingerprint=fingerprint,
+            ledger_seconds=self._job.spec.retention_days * 86_400,
+        )
 
     def supplied(self, chunk: int, index: int, prompt: Prompt) -> Settlement:
         """A completion that came with the prompt: kept as if the teacher had given it, for free."""
@@ -115,7 +141,9 @@ class Scribe:
         )
         return Settlement(chunk, index, None, pack_completion(kept), 0, _outcome(reason), reused=True)
 
-    def failed(self, chunk: int, index: int, call: str, error: ProviderError, *, lost: bool) -> Settlement:
+    def failed(
+        self, chunk: int, index: int, call: str, error: ProviderError, fingerprint: str, *, lost: bool
+    ) -> Settlement:
         """This prompt gets no completion; why is kept in its place."""
         self._reasons[error.provider_code or error.code] = self._reasons.get(error.provider_code or error.code, 0) + 1
         kept = StoredCompletion(
@@ -127,7 +155,7 @@ class Scribe:
             provider_request_id=error.request_id,
             error=job_error(error, self._job.stage),
         )
-        return Settlement(chunk, index, call, pack_completion(kept), 0, "failed", lost=lost)
+        return Settlement(chunk, index, call, pack_completion(kept), 0, "failed", lost, fingerprint=fingerprint)
 
     def smoke_failure(self, *, settled: int, accepted: int) -> JobError:
         reasons = ", ".join(f"{code}: {count}" for code, count in sorted(self._reasons.items())) or "see completions"

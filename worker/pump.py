@@ -25,8 +25,8 @@ from shared.errors import JobFailed, ProviderError, ProviderRateLimited, StoreEr
 from shared.ids import JobId
 from shared.lifecycle import JobStatus
 from shared.models import Job, JobError, Prompt
-from shared.plan import PassPlan, plans
-from shared.ports import CompletionRequest, TeacherPort
+from shared.plan import PassPlan, our_metadata, plans
+from shared.ports import CompletionArchive, CompletionRequest, TeacherPort
 from shared.pricing import Prices
 from shared.retries import GiveUp, Retry, RetryPolicy, Stop, after_failure
 from shared.settings import ProviderSettings
@@ -41,6 +41,9 @@ _log: Final = structlog.get_logger()
 _PASSES_MAX: Final = 64  # passes one process draws from at once; more wait for their turn
 _FETCHES_MAX: Final = 4  # chunks of one pass asked for at the same time
 _BLOCKED_SECONDS: Final = 0.25  # before the budget or the trial is asked again
+_TWIN_SECONDS: Final = 0.5  # before the ledger is asked again about a completion that somebody else is buying
+_RECOVERY_LOOK_SECONDS: Final = 1.0  # between two looks at the provider's stored completions
+_RECOVERIES_MAX: Final = 8  # looks at the same time
 _BATCH_SECONDS: Final = 0.002  # answers arriving within this time share one script call
 _STALE_GRANT_SECONDS: Final = 5.0  # a call granted longer ago than this is not made: the process was frozen
 
@@ -57,6 +60,7 @@ class PumpLimits:
     retry: RetryPolicy
     discover_seconds: float = 1.0
     stall_seconds: float = 600.0
+    recovery_seconds: float = 10.0
 
 
 @dataclass(eq=False, slots=True)
@@ -67,6 +71,7 @@ class _Call:
     index: int
     prompt: Prompt
     ceiling_nano: int
+    fingerprint: str
     id: str = ""
     attempts: int = 0
     failures: int = 0
@@ -82,6 +87,7 @@ class _Run:
     teacher: TeacherPort
     timeout_seconds: float
     allowance: Allowance
+    archive: CompletionArchive | None
     scribe: Scribe
     chunks: dict[int, set[int]] = field(default_factory=dict)  # chunk → indexes not yet settled here
     queue: deque[_Call] = field(default_factory=deque)
@@ -89,7 +95,8 @@ class _Run:
     beginnings: list[_Call] = field(default_factory=list)
     settlements: list[Settlement] = field(default_factory=list)
     in_flight: int = 0
-    fetching: int = 0
+    fetching: int = 0  # chunks being leased
+    looking: int = 0  # prompts looked up in the ledger or at the provider
     drained: bool = False  # no chunk was free when last asked
     blocked_until: float = 0.0
     stopped: bool = False
@@ -100,7 +107,13 @@ class _Run:
     @property
     def idle(self) -> bool:
         return not (
-            self.queue or self.delayed or self.beginnings or self.settlements or self.in_flight or self.fetching
+            self.queue
+            or self.delayed
+            or self.beginnings
+            or self.settlements
+            or self.in_flight
+            or self.fetching
+            or self.looking
         )
 
 
@@ -127,6 +140,7 @@ class Pump:
         self._call_numbers = itertools.count(1)
         self._runs: dict[PassId, _Run] = {}
         self._allowances: dict[tuple[str, str], Allowance] = {}
+        self._recoveries = asyncio.Semaphore(_RECOVERIES_MAX)
         self._in_flight = 0
         self._bell = asyncio.Event()
         self._stopping = False
@@ -198,7 +212,8 @@ class Pump:
         scribe = Scribe(job, plan, self._prices, settings.prices, secret=self._secret)
         teacher = self._providers.teacher(plan.provider)
         allowance = self._allowance(plan, settings)
-        run = _Run(pass_id, plan, job, teacher, settings.timeout_seconds, allowance, scribe)
+        archive = self._providers.archive(plan.provider) if plan.store else None
+        run = _Run(pass_id, plan, job, teacher, settings.timeout_seconds, allowance, archive, scribe)
         self._runs[pass_id] = run
         self._spawn(self._flush(run))
 
@@ -218,35 +233,95 @@ class Pump:
             if claimed is None:
                 run.drained = True
                 return
-            chunk, takeover = claimed
-            run.chunks[chunk] = set()
-            if takeover:
-                await asyncio.sleep(self._limits.takeover_grace_seconds)
-            prompts = await self._store.content.prompt_chunk(run.pass_id.job_id, run.plan.prompt_set, chunk)
-            settled = await self._store.passes.settled_indexes(run.pass_id, chunk)
+            await self._take_up(run, *claimed)
         except StoreError:
             _log.warning("pump_waits_for_store", job_id=run.pass_id.job_id)
             await asyncio.sleep(_BLOCKED_SECONDS)
-            return
         finally:
             run.fetching -= 1
-        first = chunk * self._chunk_size(run)
-        for offset, prompt in enumerate(prompts):
-            index = first + offset
-            if index in settled:
-                continue
-            run.chunks[chunk].add(index)
+            run.bell.set()
+            self._fill()
+
+    async def _take_up(self, run: _Run, chunk: int, takeover: bool) -> None:
+        """takeover: its last holder vanished, and may still be handing in answers or have lost some."""
+        first = chunk * run.job.chunk_size
+        run.chunks[chunk] = set()
+        if takeover:
+            await asyncio.sleep(self._limits.takeover_grace_seconds)
+        prompts = await self._store.content.prompt_chunk(run.pass_id.job_id, run.plan.prompt_set, chunk)
+        settled = await self._store.passes.settled_indexes(run.pass_id, chunk)
+        open_ = {index: prompt for index, prompt in enumerate(prompts, start=first) if index not in settled}
+        lost = await self._store.passes.lost_calls(run.pass_id, list(open_)) if takeover else {}
+        run.chunks[chunk] = set(open_)
+        if not open_:
+            del run.chunks[chunk]  # its last answer came late, from the worker that had lost it
+        calls: list[_Call] = []
+        for index, prompt in open_.items():
             if run.plan.role == "teacher" and prompt.completion is not None:
                 run.settlements.append(run.scribe.supplied(chunk, index, prompt))
-                run.bell.set()
+                continue
+            call = _Call(chunk, index, prompt, run.scribe.ceiling_nano(prompt, index), run.scribe.fingerprint(prompt))
+            if index in lost and self._recoverable(run, call):
+                call.id = lost[index]
+                self._spawn(self._recover(run, call))
             else:
-                run.queue.append(_Call(chunk, index, prompt, run.scribe.ceiling_nano(prompt, index)))
-        if not run.chunks[chunk]:
-            del run.chunks[chunk]  # its last answer came late, from the worker that had lost it
+                calls.append(call)
+        await self._enqueue(run, calls)
+
+    async def _enqueue(self, run: _Run, calls: list[_Call]) -> None:
+        """Queue what has to be bought; what the tenant has paid for before is settled from the ledger."""
+        run.looking += 1
+        try:
+            paid = await self._store.passes.paid_before(run.job.tenant, [call.fingerprint for call in calls])
+        except StoreError:
+            paid = {}  # the tick asks the ledger again before anything is bought
+        finally:
+            run.looking -= 1
+        for call in calls:
+            if call.fingerprint in paid:
+                run.settlements.append(run.scribe.reused(call.chunk, call.index, paid[call.fingerprint]))
+            elif not run.stopped:
+                run.queue.append(call)
+        run.bell.set()
         self._fill()
 
-    def _chunk_size(self, run: _Run) -> int:
-        return run.job.chunk_size
+    # --- answers that were lost on the way ----------------------------------------------------------------------------
+
+    def _recoverable(self, run: _Run, call: _Call) -> bool:
+        """Whether the provider was asked to keep the answer under a name we can look it up by."""
+        return run.archive is not None and our_metadata(run.job, run.plan, call.index) is not None
+
+    async def _recover(self, run: _Run, call: _Call) -> None:
+        """Look a lost answer up among the provider's stored completions, for as long as it may take to show there.
+
+        Found, it settles the call that was lost; else the prompt is asked again."""
+        metadata = our_metadata(run.job, run.plan, call.index)
+        assert run.archive is not None
+        assert metadata is not None
+        deadline = time.monotonic() + self._limits.recovery_seconds
+        run.looking += 1
+        try:
+            while True:
+                completion = None
+                try:
+                    async with self._recoveries:
+                        completion = await run.archive.find(run.plan.model, metadata)
+                except ProviderError as error:
+                    _log.info("stored_completion_not_read", job_id=run.pass_id.job_id, code=error.code)
+                if completion is not None:
+                    run.settlements.append(
+                        run.scribe.answered(call.chunk, call.index, call.id, completion, call.fingerprint)
+                    )
+                    return
+                if time.monotonic() > deadline or run.stopped or self._stopping:
+                    break
+                await asyncio.sleep(_RECOVERY_LOOK_SECONDS)
+        finally:
+            run.looking -= 1
+            run.bell.set()
+        if not (run.stopped or self._stopping):
+            run.queue.append(call)
+            self._fill()
 
     # --- filling the slots --------------------------------------------------------------------------------------------
 
@@ -279,8 +354,9 @@ class Pump:
             if run.stopped or run.drained or run.blocked_until > now:
                 continue
             missing = share // 2 + share - run.in_flight - len(run.queue)
-            wanted = min(_FETCHES_MAX, -(-missing // self._chunk_size(run)))
-            while run.fetching < wanted:
+            wanted = min(_FETCHES_MAX, -(-missing // run.job.chunk_size)) - run.fetching
+            while wanted > 0:
+                wanted -= 1
                 run.fetching += 1
                 self._spawn(self._fetch(run))
 
@@ -297,7 +373,7 @@ class Pump:
                 calls, run.beginnings = run.beginnings, []
                 for call in calls:
                     call.id = f"{self._token}.{next(self._call_numbers)}"
-                beginnings = [Beginning(c.chunk, c.index, c.id, c.ceiling_nano) for c in calls]
+                beginnings = [Beginning(c.chunk, c.index, c.id, c.ceiling_nano, c.fingerprint) for c in calls]
                 result = await self._tick(run, settlements, beginnings)
                 granted_at = time.monotonic()
                 for ended in settlements:
@@ -324,7 +400,7 @@ class Pump:
         wait = 0.1
         while True:
             try:
-                return await self._store.passes.tick(run.pass_id, self._token, settlements, beginnings)
+                return await self._store.passes.tick(run.pass_id, run.job.tenant, self._token, settlements, beginnings)
             except StoreError:
                 _log.warning("pump_holds_answers", job_id=run.pass_id.job_id, answers=len(settlements))
                 await asyncio.sleep(wait)
@@ -336,6 +412,10 @@ class Pump:
             run.queue.appendleft(call)
             run.blocked_until = time.monotonic() + _BLOCKED_SECONDS
             asyncio.get_running_loop().call_later(_BLOCKED_SECONDS + 0.01, self._fill)
+        elif answer == "paid":
+            self._spawn(self._enqueue(run, [call]))
+        elif answer == "twin":
+            self._delay(run, call, _TWIN_SECONDS)
         elif answer == "stopped":
             self._stop_run(run)
         else:  # settled by another worker, or no longer ours
@@ -390,7 +470,7 @@ class Pump:
             return
         run.last_answer_at = time.monotonic()
         run.allowance.learn(completion.limits, completion.usage.prompt_tokens + completion.usage.completion_tokens)
-        run.settlements.append(run.scribe.answered(call.chunk, call.index, call.id, completion))
+        run.settlements.append(run.scribe.answered(call.chunk, call.index, call.id, completion, call.fingerprint))
         self._release_slot(run)
         run.bell.set()
         self._fill()
@@ -421,9 +501,15 @@ class Pump:
         match decision:
             case Retry(after_seconds, lost, counted):
                 call.attempts += counted
-                self._again(run, call, after_seconds=after_seconds, lost=lost)
+                if lost and self._recoverable(run, call):
+                    self._end_call(run, call, lost=True)
+                    self._spawn(self._recover(run, call))
+                else:
+                    self._again(run, call, after_seconds=after_seconds, lost=lost)
             case GiveUp(_, lost):
-                run.settlements.append(run.scribe.failed(call.chunk, call.index, call.id, error, lost=lost))
+                run.settlements.append(
+                    run.scribe.failed(call.chunk, call.index, call.id, error, call.fingerprint, lost=lost)
+                )
                 self._release_slot(run)
                 run.bell.set()
                 self._fill()
@@ -436,14 +522,18 @@ class Pump:
 
     def _again(self, run: _Run, call: _Call, *, after_seconds: float, lost: bool) -> None:
         self._end_call(run, call, lost=lost)
-        if run.stopped or self._stopping:
-            return
-        heapq.heappush(run.delayed, (time.monotonic() + after_seconds, call.index, call))
-        asyncio.get_running_loop().call_later(after_seconds + 0.001, self._fill)
+        if not (run.stopped or self._stopping):
+            self._delay(run, call, after_seconds)
+
+    def _delay(self, run: _Run, call: _Call, seconds: float) -> None:
+        heapq.heappush(run.delayed, (time.monotonic() + seconds, call.index, call))
+        asyncio.get_running_loop().call_later(seconds + 0.001, self._fill)
 
     def _end_call(self, run: _Run, call: _Call, *, lost: bool) -> None:
         """The call is over without settling its prompt: its hold on the budget ends, or stays if it may be billed."""
-        run.settlements.append(Settlement(call.chunk, call.index, call.id, b"", None, "failed", lost=lost))
+        run.settlements.append(
+            Settlement(call.chunk, call.index, call.id, b"", None, "failed", lost, fingerprint=call.fingerprint)
+        )
         self._release_slot(run)
         run.bell.set()
 

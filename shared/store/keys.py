@@ -87,6 +87,12 @@ def worker(worker_id: str) -> str:
     return f"d:worker:{worker_id}"
 
 
+def ledger(tenant: TenantId, fingerprint: str) -> str:
+    """STRING, one completion the tenant has paid for (`paid|<job>|<pass>|<chunk>|<index>`) or is paying for right now
+    (`call|<call>`).  Lives as long as the job that paid is kept; a call's entry 20 minutes."""
+    return f"d:t:{tenant}:ledger:{fingerprint}"
+
+
 def rate(endpoint: str, model: str) -> str:
     """HASH, the shared rate of one model at one endpoint: rpm, tpm (limits, 0 unknown), share (of them in use, cut and
     grown back), requests, tokens (in the bucket), at_ms, pause_until_ms, cut_at_ms, second:0…3 (calls per second).

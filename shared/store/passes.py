@@ -9,13 +9,14 @@ from typing import Final, Literal, cast
 import msgspec
 import redis.asyncio as redis
 
-from shared.ids import JobId
-from shared.models import JobError
+from shared.ids import JobId, TenantId
+from shared.models import JobError, StoredCompletion
 from shared.store import keys
 from shared.store.connection import Scripts, ask
+from shared.store.content import unpack_completion
 
 Outcome = Literal["accepted", "rejected", "failed"]
-Answer = Literal["go", "stopped", "unleased", "settled", "smoke", "budget"]
+Answer = Literal["go", "stopped", "unleased", "settled", "smoke", "budget", "paid", "twin"]
 UNLIMITED: Final = ""
 
 
@@ -53,7 +54,8 @@ class Settlement:
 
     call: id of the call that ended, None when none was made (a completion the caller supplied or the ledger had).
     blob: empty when the call ended without settling the prompt: it will be asked again.  cost_nano: None when unpriced.
-    lost: there was no answer, and the provider may have billed it."""
+    lost: there was no answer, and the provider may have billed it.  fingerprint: of what was asked, "" to leave the
+    ledger alone; ledger_seconds: how long it may be reused."""
 
     chunk: int
     index: int
@@ -63,6 +65,8 @@ class Settlement:
     outcome: Outcome
     lost: bool = False
     reused: bool = False
+    fingerprint: str = ""
+    ledger_seconds: int = 0
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,7 @@ class Beginning:
     index: int
     call: str
     ceiling_nano: int
+    fingerprint: str = ""
 
 
 @dataclass(frozen=True)
@@ -189,7 +194,12 @@ class PassStore:
         return bool(open_), set(held)
 
     async def tick(
-        self, pass_id: PassId, token: str, settlements: Sequence[Settlement], beginnings: Sequence[Beginning]
+        self,
+        pass_id: PassId,
+        tenant: TenantId,
+        token: str,
+        settlements: Sequence[Settlement],
+        beginnings: Sequence[Beginning],
     ) -> TickResult:
         """Settle what ended and begin what is next, in one step.  Sent twice, it counts once."""
         job_id, name = pass_id.job_id, pass_id.name
@@ -204,9 +214,12 @@ class PassStore:
                 ended.outcome,
                 int(ended.lost),
                 int(ended.reused),
+                keys.ledger(tenant, ended.fingerprint) if ended.fingerprint else "",
+                ended.ledger_seconds,
             ]
         for next_ in beginnings:
-            arguments += [next_.chunk, next_.index, next_.call, next_.ceiling_nano]
+            entry = keys.ledger(tenant, next_.fingerprint) if next_.fingerprint else ""
+            arguments += [next_.chunk, next_.index, next_.call, next_.ceiling_nano, entry]
         state, settled, accepted, failed, reserved, *answers = await self._scripts.run(
             "tick",
             [
@@ -223,6 +236,33 @@ class PassStore:
         return TickResult(
             state.decode(), settled, accepted, failed, reserved, [cast("Answer", a.decode()) for a in answers]
         )
+
+    async def paid_before(self, tenant: TenantId, fingerprints: Sequence[str]) -> dict[str, StoredCompletion]:
+        """The tenant's paid completions among these, by fingerprint.  An entry whose completion is gone is removed."""
+        if not fingerprints:
+            return {}
+        entries = [keys.ledger(tenant, fingerprint) for fingerprint in fingerprints]
+        places = await ask(self._redis.mget(entries))
+        found: dict[str, StoredCompletion] = {}
+        for fingerprint, entry, place in zip(fingerprints, entries, places, strict=True):
+            if place is None or not place.startswith(b"paid|"):
+                continue
+            _, job_id, name, chunk, index = place.decode().split("|")
+            blob = await ask(self._redis.hget(keys.completions(JobId(job_id), name, chunk), index))
+            if blob is None:
+                await ask(self._redis.delete(entry))
+            else:
+                found[fingerprint] = unpack_completion(blob)
+        return found
+
+    async def lost_calls(self, pass_id: PassId, indexes: Sequence[int]) -> dict[int, str]:
+        """Calls that were begun for these prompts and not settled, by index: the call's id."""
+        if not indexes:
+            return {}
+        marks = await ask(
+            self._redis.hmget(keys.pass_calls(pass_id.job_id, pass_id.name), [str(index) for index in indexes])
+        )
+        return {i: mark.decode().rpartition("|")[0] for i, mark in zip(indexes, marks, strict=True) if mark}
 
     async def settled_indexes(self, pass_id: PassId, chunk: int) -> set[int]:
         found: list[bytes] = await ask(self._redis.hkeys(keys.completions(pass_id.job_id, pass_id.name, chunk)))

@@ -88,7 +88,7 @@ def test_a_job_goes_from_prompts_to_a_measured_student(system: System) -> None:
 
 
 def test_the_provider_keeps_what_was_asked_to_be_stored(system: System) -> None:
-    job = system.submit(prompts=30, store=True, metadata={"distillation": "kept_dataset"})
+    job = system.submit(prompts=30, first=5000, store=True, metadata={"distillation": "kept_dataset"})
     system.finished(job["id"])
 
     provider = OpenAI(base_url=system.sandbox.base_url, api_key="sk-sandbox", max_retries=0)
@@ -140,7 +140,7 @@ def test_a_model_that_is_not_there_ends_the_job_before_anything_is_spent(system:
 
 def test_a_cancelled_job_stops_and_keeps_what_was_paid(system: System) -> None:
     system.sandbox.faults([{"match": {"path": "/chat/completions"}, "fault": {"kind": "delay", "seconds": 0.3}}])
-    job_id = system.submit(prompts=400)["id"]
+    job_id = system.submit(prompts=400, first=9000)["id"]
     system.until(lambda: system.job(job_id)["progress"]["completions_settled"] >= 8, "some completions are there")
 
     answer = system.client.post(f"/v1/jobs/{job_id}/cancel")

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from shared.errors import JobFailed
-from shared.ports import TeacherPort, Trainer
+from shared.ports import CompletionArchive, TeacherPort, Trainer
 from shared.settings import ProviderSettings
 from worker.providers.lean import LeanTeacher
-from worker.providers.openai import OpenAITeacher, OpenAITrainer
+from worker.providers.openai import OpenAIArchive, OpenAITeacher, OpenAITrainer
 
 
 class Providers:
@@ -17,6 +17,7 @@ class Providers:
         self._trainer_timeout_seconds = trainer_timeout_seconds
         self._teachers: dict[str, TeacherPort] = {}
         self._trainers: dict[str, Trainer] = {}
+        self._archives: dict[str, CompletionArchive] = {}
 
     def settings(self, name: str) -> ProviderSettings:
         """Raises JobFailed when this worker does not know the provider: its settings differ from the API's."""
@@ -39,7 +40,20 @@ class Providers:
             self._trainers[name] = OpenAITrainer(self.settings(name), timeout_seconds=self._trainer_timeout_seconds)
         return self._trainers[name]
 
+    def archive(self, name: str) -> CompletionArchive | None:
+        """None where the provider keeps no completions."""
+        settings = self.settings(name)
+        if not settings.can_store:
+            return None
+        if name not in self._archives:
+            self._archives[name] = OpenAIArchive(settings, timeout_seconds=self._trainer_timeout_seconds)
+        return self._archives[name]
+
     async def close(self) -> None:
-        clients: list[TeacherPort | Trainer] = [*self._teachers.values(), *self._trainers.values()]
+        clients: list[TeacherPort | Trainer | CompletionArchive] = [
+            *self._teachers.values(),
+            *self._trainers.values(),
+            *self._archives.values(),
+        ]
         for client in clients:
             await client.close()

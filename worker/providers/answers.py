@@ -80,7 +80,7 @@ _answers: Final = msgspec.json.Decoder(_Answer)
 _errors: Final = msgspec.json.Decoder(_ErrorEnvelope)
 
 
-def parse_completion(body: bytes, header: Header, *, latency_ms: int) -> Completion:
+def parse_completion(body: bytes, header: Header, *, latency_ms: int | None) -> Completion:
     """A chat completion, only what we read of it checked.  Raises ProviderUnavailable for anything else."""
     request_id = header("x-request-id")
     try:

@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
+import msgspec
 import openai
 import structlog
 from openai import AsyncOpenAI
@@ -79,6 +80,41 @@ class OpenAITeacher:
 
     async def close(self) -> None:
         await self._client.close()
+
+
+class _Stored(msgspec.Struct):
+    metadata: dict[str, str] | None = None
+
+
+class _StoredPage(msgspec.Struct):
+    data: list[msgspec.Raw]
+
+
+class OpenAIArchive:
+    """Stored chat completions of one endpoint."""
+
+    def __init__(self, provider: ProviderSettings, *, timeout_seconds: float) -> None:
+        self._client = _client(provider, timeout_seconds)
+
+    async def find(self, model: str, metadata: dict[str, str]) -> Completion | None:
+        stored = self._client.chat.completions.with_raw_response
+        page = await _asked(stored.list(model=model, metadata=metadata, order="desc", limit=20))
+        try:
+            found = msgspec.json.decode(page.content, type=_StoredPage).data
+            for raw in found:
+                kept = msgspec.json.decode(raw, type=_Stored).metadata or {}
+                if all(kept.get(name) == value for name, value in metadata.items()):
+                    return parse_completion(bytes(raw), _no_header, latency_ms=None)
+        except msgspec.MsgspecError:
+            return None
+        return None
+
+    async def close(self) -> None:
+        await self._client.close()
+
+
+def _no_header(_: str) -> None:
+    return None
 
 
 class OpenAITrainer:

@@ -4,13 +4,17 @@
 -- ARGV[1] job id  [2] pass name  [3] prefix of the completion keys  [4] token of the worker
 --   [5] number of settlements, then for each: chunk, index, call ("" when none was made), blob ("" when the call ended
 --   without settling the prompt), cost in nano-dollars ("" unpriced), outcome (accepted, rejected, failed), lost (1: a
---   call without an answer that may have been billed), reused (1: paid earlier)
--- then for each call to begin: chunk, index, call, upper bound in nano-dollars.
+--   call without an answer that may have been billed), reused (1: paid earlier), ledger key ("" for none), seconds to
+--   keep it there
+-- then for each call to begin: chunk, index, call, upper bound in nano-dollars, ledger key ("" for none).
 -- A settlement is never refused: what is paid is paid, and the first completion of a prompt is kept.  Money moves only
 -- with the call's mark, so a script sent twice counts once.
+-- The ledger holds `paid|<job>|<pass>|<chunk>|<index>` for a completion that can be reused, and `call|<call>` while one
+-- is being bought, so that nobody buys the same twice.
 -- Returns {state, settled, accepted, failed, reserved, answer …}: state is "open", "complete" or "stopped"; reserved,
 -- after a "budget", only of calls that a worker still waits for; one answer
--- per call to begin: "go", or why not: "stopped", "unleased", "settled", "smoke", "budget".
+-- per call to begin: "go", or why not: "stopped", "unleased", "settled", "smoke", "budget", "paid" (the ledger
+-- has it), "twin" (somebody is buying it right now).
 local row = redis.call("HMGET", KEYS[2], "prompts", "chunk_size", "smoke", "halt")
 local prompts, chunk_size, smoke, halt = tonumber(row[1]), tonumber(row[2]), row[3], row[4]
 local name = ARGV[1] .. "/" .. ARGV[2]
@@ -66,7 +70,8 @@ local at, touched, changed = 6, {}, false
 for _ = 1, tonumber(ARGV[5]) do
   local chunk, index, call, blob, cost = ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3], ARGV[at + 4]
   local outcome, lost, reused = ARGV[at + 5], ARGV[at + 6] == "1", ARGV[at + 7] == "1"
-  at = at + 8
+  local ledger, ledger_seconds = ARGV[at + 8], ARGV[at + 9]
+  at = at + 10
   if call ~= "" and close_mark(index, call, lost) and not lost and blob ~= "" then
     if cost ~= "" then
       add("spent_nano", cost)
@@ -79,6 +84,14 @@ for _ = 1, tonumber(ARGV[5]) do
     redis.call("HINCRBY", KEYS[2], outcome, 1)
     if reused then redis.call("HINCRBY", KEYS[2], "reused", 1) end
     touched[chunk] = true
+  end
+  if ledger ~= "" and not reused then
+    if blob ~= "" and outcome ~= "failed" then
+      local place = table.concat({"paid", ARGV[1], ARGV[2], chunk, index}, "|")
+      redis.call("SET", ledger, place, "EX", ledger_seconds)
+    elseif redis.call("GET", ledger) == "call|" .. call then
+      redis.call("DEL", ledger)
+    end
   end
   changed = true
 end
@@ -103,8 +116,8 @@ if at <= #ARGV then
   local used = tonumber(job[3] or 0) + tonumber(job[4] or 0) + tonumber(job[5] or 0)
   while at <= #ARGV do
     local chunk, index, call, reserve = ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3]
-    local amount = tonumber(reserve)
-    at = at + 4
+    local amount, ledger = tonumber(reserve), ARGV[at + 4]
+    at = at + 5
     local mark = redis.call("HGET", KEYS[3], index)
     local answer = "go"
     if mark and mark:sub(1, #call + 1) == call .. "|" then
@@ -117,11 +130,21 @@ if at <= #ARGV then
       answer = "stopped"
     else
       -- A mark that stands belongs to a worker that vanished with the answer: it may have been billed.
-      if mark then close_mark(index, mark:match("^(.*)|%d+$"), true) end
+      local previous = mark and mark:match("^(.*)|%d+$")
+      if previous then
+        close_mark(index, previous, true)
+        if ledger ~= "" and redis.call("GET", ledger) == "call|" .. previous then redis.call("DEL", ledger) end
+      end
       if smoke and smoke ~= "" then
         local tried = redis.call("HMGET", KEYS[2], "settled", "lost")
         local out = tonumber(tried[1] or "0") + redis.call("HLEN", KEYS[3]) - tonumber(tried[2] or "0")
         if out >= tonumber(smoke) and not mark then answer = "smoke" end
+      end
+      local entry = answer == "go" and ledger ~= "" and redis.call("GET", ledger)
+      if entry and entry:sub(1, 5) == "paid|" then
+        answer = "paid"
+      elseif entry then
+        answer = "twin"
       end
       if answer == "go" and limit and used + amount > limit then
         answer = "budget"
@@ -130,6 +153,8 @@ if at <= #ARGV then
       if answer == "go" then
         redis.call("HSET", KEYS[3], index, call .. "|" .. reserve)
         add("reserved_nano", reserve)
+        -- Longer than any call may take: when its worker dies, the chunk's next holder takes the entry over.
+        if ledger ~= "" then redis.call("SET", ledger, "call|" .. call, "EX", 1200) end
         used = used + amount
         changed = true
       end
