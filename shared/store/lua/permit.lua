@@ -33,11 +33,12 @@ if tpm > 0 then
   tokens = level(row[5], tpm)
   -- A call larger than the bucket must still go out some time: a full bucket lets it, and owes the rest.
   local full = tpm * share / 60 * tonumber(ARGV[5])
-  local affordable = math.floor(tokens / each)
+  local affordable = math.max(0, math.floor(tokens / each))
   if affordable == 0 and tokens >= full - 1 then affordable = 1 end
   granted = math.min(granted, affordable)
   if affordable < wanted then
-    wait = math.max(wait, (math.min(each, full) - tokens % each) * 60000 / (tpm * share))
+    local saved = affordable > 0 and tokens % each or tokens
+    wait = math.max(wait, (math.min(each, full) - saved) * 60000 / (tpm * share))
   end
 end
 if rpm > 0 then requests = requests - granted end
