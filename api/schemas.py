@@ -201,7 +201,7 @@ class SplitIn(Request):
 
 
 class EvaluationIn(Request):
-    graders: list[Any] = Field([{"type": "text_similarity"}], max_length=64)
+    graders: list[dict[str, Any]] = Field([{"type": "text_similarity"}], max_length=64)
     min_score: float | None = Field(None, ge=0, le=1)
 
 

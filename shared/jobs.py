@@ -315,7 +315,7 @@ class Jobs:
         named = [("/teacher/provider", spec.teacher.provider, False)]
         named += [(f"/students/{i}/provider", student.provider, True) for i, student in enumerate(spec.students)]
         for place, grader in enumerate(spec.evaluation.graders):
-            judge = grader.get("provider") if isinstance(grader, dict) else None  # not parsed yet, so anything
+            judge = grader.get("provider")  # not parsed yet, so anything
             if isinstance(judge, str):
                 named.append((f"/evaluation/graders/{place}/provider", judge, False))
         for pointer, name, trains in named:
