@@ -34,6 +34,7 @@ class Completion(msgspec.Struct, frozen=True):
     usage: Usage
     provider_request_id: str | None
     latency_ms: int | None
+    service_tier: str | None = None
     limits: RateLimits = RateLimits()
 
 

@@ -44,7 +44,8 @@ class System:
     def __init__(self, folder: Path, *, settings: dict[str, str] | None = None, **sandbox: Any) -> None:
         self._folder = folder
         self._settings = {**IMPATIENT, **(settings or {})}
-        self.sandbox = SandboxProcess(**{"latency_seconds": 0.05, "training_seconds": 1, "today": "2026-11-22"} | sandbox)
+        options = {"latency_seconds": 0.05, "training_seconds": 1, "today": "2026-11-22"}
+        self.sandbox = SandboxProcess(**options | sandbox)
         self._processes: list[subprocess.Popen[bytes]] = []
 
     def __enter__(self) -> Self:
@@ -75,7 +76,7 @@ class System:
         self.url = f"http://127.0.0.1:{port}"
         self.client = httpx2.Client(base_url=self.url, headers={"Authorization": f"Bearer {KEY}"}, timeout=10)
         self.api = self._spawn("api")
-        self.until(lambda: self._healthy(), "the API answers")
+        self.until(self._healthy, "the API answers")
         return self
 
     def _healthy(self) -> bool:

@@ -78,6 +78,7 @@ class Scribe:
             prompt_bytes=prompt_bytes,
             max_completion_tokens=self._output_cap,
             media_parts=media_parts,
+            service_tier=self._plan.params.get("service_tier"),
         )
         return ceiling or 0
 
@@ -97,7 +98,9 @@ class Scribe:
         return Settlement(chunk, index, None, pack_completion(kept), 0, _outcome(reason), reused=True)
 
     def answered(self, chunk: int, index: int, call: str, completion: Completion, fingerprint: str) -> Settlement:
-        cost = self._prices.cost_nano(self._price_list, self._plan.model, completion.usage)
+        cost = self._prices.cost_nano(
+            self._price_list, self._plan.model, completion.usage, service_tier=completion.service_tier
+        )
         reason = self._reason(completion.message, completion.finish_reason)
         kept = StoredCompletion(
             id=self._id(index),

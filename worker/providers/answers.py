@@ -74,6 +74,7 @@ class _Usage(msgspec.Struct):
 class _Answer(msgspec.Struct):
     choices: list[_Choice]
     usage: _Usage | None = None
+    service_tier: str | None = None
 
 
 _answers: Final = msgspec.json.Decoder(_Answer)
@@ -108,6 +109,7 @@ def parse_completion(body: bytes, header: Header, *, latency_ms: int | None) -> 
         ),
         provider_request_id=request_id,
         latency_ms=latency_ms,
+        service_tier=answer.service_tier,
         limits=RateLimits(
             _whole(header("x-ratelimit-limit-requests")),
             _whole(header("x-ratelimit-limit-tokens")),
