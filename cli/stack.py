@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import json
 import os
+import random
 import signal
 import socket
 import sys
@@ -270,10 +271,12 @@ def port_is_free(host: str, port: int) -> bool:
 
 
 def free_port(host: str) -> int:
-    try:
-        return _bound_port(host, 0)
-    except OSError as error:
-        raise StackError(f"Cannot listen on {host}: {error.strerror}.") from error
+    """Not one of those that the system gives to outgoing connections (from 32768 on Linux): such a one could be taken
+    between this look and the child's listening."""
+    for port in random.sample(range(20_000, 30_000), 100):
+        if port_is_free(host, port):
+            return port
+    raise StackError(f"Cannot listen on {host}: no port from 20000 to 29999 is free.")
 
 
 @contextlib.contextmanager

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,6 +15,7 @@ from typing import Any, Self
 import httpx2
 
 from cli import embedded
+from cli.stack import free_port
 from sandbox.testing import SandboxProcess
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -51,9 +51,7 @@ class System:
     def __enter__(self) -> Self:
         self.redis = embedded.start(self._folder)
         self.sandbox.start()
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        port = free_port("127.0.0.1")
         given = {
             "REDIS_URL": self.redis.url,
             "SECRET_KEY": "a secret key of the test suite, 40 chars",

@@ -40,7 +40,7 @@ def _stands_in(job: dict[str, object], stage: str) -> bool:
     if job["stage"] == "generating":
         progress = job["progress"]
         assert isinstance(progress, dict)
-        return stage == "generating" and 10 <= progress["completions_settled"]
+        return stage == "generating" and progress["completions_settled"] >= 10
     return (
         job["stage"] is not None
         and STAGES.index(str(stage)) <= {"curating": 2, "training": 2, "evaluating": 3}[str(job["stage"])]
