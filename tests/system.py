@@ -20,7 +20,7 @@ from sandbox.testing import SandboxProcess
 
 ROOT = Path(__file__).resolve().parent.parent
 KEY = "dk_test_0123456789abcdefghjkmnpqrstv"
-STUDENT = "qwen3-8b"  # a base model of the sandbox that never retires
+STUDENT = "gpt-4.1-mini-2025-04-14"  # priced, and alive on the day at which the sandbox stands still
 TEACHER = "gpt-6.1-sol"
 
 #: Short waits, so that a takeover is seen within seconds instead of half a minute.
@@ -156,7 +156,7 @@ def a_request(*, prompts: int = 60, first: int = 0, **changes: Any) -> dict[str,
         "teacher": {"provider": "sandbox", "model": TEACHER, "params": {"max_completion_tokens": 100}},
         "students": [{"provider": "sandbox", "model": STUDENT, "suffix": "triage"}],
         "system_prompt": "You triage support tickets.  Answer with JSON: category, priority, team.",
-        "source": {"type": "inline", "prompts": [a_ticket(number) for number in range(first, first + prompts)]},
+        "source": {"type": "inline", "prompts": _prompts(first, prompts)},
         "metadata": {"distillation": "teams_dataset"},
     }
     return request | changes
@@ -177,3 +177,10 @@ def a_ticket(number: int) -> str:
     when = ["today", "since Monday", "after the update", "last night", "for a week", "since the move", "at noon"]
     trouble, place, since = troubles[number % 7], places[number // 7 % 11], when[number // 77 % 7]
     return f"{trouble}, {since}. We are in {place}, account {number:06d}."
+
+
+def _prompts(first: int, count: int) -> list[dict[str, Any]]:
+    return [
+        {"key": f"t-{number}", "messages": [{"role": "user", "content": a_ticket(number)}]}
+        for number in range(first, first + count)
+    ]
