@@ -94,6 +94,9 @@ class TeacherIn(Request):
     provider: Provider
     model: Model
     params: dict[str, Any] = Field({}, description="Chat Completions parameters; checked against what the model takes")
+    mode: Literal["live", "batch"] = Field(
+        "live", description="batch: half the price, each answer up to a day later; where the provider serves batches"
+    )
 
 
 class HyperparametersIn(Request):
@@ -337,6 +340,7 @@ class Progress(Response):
     rejected: int
     failed: int
     reused: int
+    possibly_billed: int
 
 
 class UsdRange(Response):
@@ -393,6 +397,7 @@ class TeacherOut(Response):
     provider: str
     model: str
     params: dict[str, Any]
+    mode: str
 
 
 class Steps(Response):
@@ -556,6 +561,7 @@ class JobOut(SpecOut):
                 rejected=counters.rejected,
                 failed=counters.failed,
                 reused=counters.reused,
+                possibly_billed=counters.possibly_billed,
             ),
             cost=_cost(job),
             dataset=None
