@@ -46,9 +46,12 @@ class Prompt(Record, frozen=True, kw_only=True):
 
 
 class Teacher(Record, frozen=True, kw_only=True):
+    """mode: `live` asks prompt by prompt; `batch` hands them to the provider in files, at half the price."""
+
     provider: str
     model: str
     params: JsonObject = {}
+    mode: Literal["live", "batch"] = "live"
 
 
 class Student(Record, frozen=True, kw_only=True):
@@ -165,11 +168,44 @@ class FineTune(Record, frozen=True, kw_only=True):
     estimated_finish_at: int | None = None
     ended_at_ms: int | None = None
     last_event_id: str | None = None
+    reserved_nano: int = 0
+    cost_nano: int | None = None
+    error: JobError | None = None
+
+
+class BatchRun(Record, frozen=True, kw_only=True):
+    """One batch of the teacher's prompts on its way.  `step` is written before each provider call.
+
+    step: new (its calls are being begun) → uploading → uploaded → intent → submitted → ended.
+    first, end: the prompts looked at for it, by index, `end` not included; which of them it asks is told by the calls
+    begun in its name.  more: prompts from `end` on have yet to be looked at.  attempt: 1, and one more after each batch
+    that left prompts to be asked again, `released` of them.  status, completed, failed, …: the provider's words, as
+    last seen.  error: why the job has to end."""
+
+    step: Literal["new", "uploading", "uploaded", "intent", "submitted", "ended"] = "new"
+    first: int = 0
+    end: int = 0
+    more: bool = False
+    attempt: int = 1
+    requests: int = 0
+    input_file: str | None = None
+    intent_at_ms: int | None = None
+    submissions: int = 0
+    batch_id: str | None = None
+    status: str | None = None
+    completed: int = 0
+    failed: int = 0
+    output_file: str | None = None
+    error_file: str | None = None
+    released: int = 0
+    crowded_out: bool = False
+    cancelled_at_ms: int | None = None
+    ended_at_ms: int | None = None
     error: JobError | None = None
 
 
 class Manifest(Record, frozen=True, kw_only=True):
-    """The identity of the curated dataset.  sha256: of the training split's JSONL, byte for byte."""
+    """The identity of the curated dataset.  sha256, train_bytes: of the training split's JSONL, byte for byte."""
 
     sha256: str
     holdout_sha256: str
@@ -177,6 +213,7 @@ class Manifest(Record, frozen=True, kw_only=True):
     validation: int
     holdout: int
     rejected: dict[str, int]
+    train_bytes: int = 0
 
 
 class Counters(Record, frozen=True, kw_only=True):
@@ -195,7 +232,8 @@ class Counters(Record, frozen=True, kw_only=True):
 
 class Money(Record, frozen=True, kw_only=True):
     """All in nano-dollars.  reserved: upper bounds of calls in flight.  unconfirmed: upper bounds of lost calls.
-    spent + reserved + unconfirmed never exceeds the limit."""
+    spent + reserved + unconfirmed never exceeds the limit.  generating: the teacher's part of spent.
+    told_share: percent of the limit of whose spending the owner has been told."""
 
     estimated_low_nano: int | None = None
     estimated_high_nano: int | None = None
@@ -203,6 +241,24 @@ class Money(Record, frozen=True, kw_only=True):
     reserved_nano: int = 0
     unconfirmed_nano: int = 0
     limit_nano: int | None = None
+    generating_nano: int = 0
+    told_share: int = 0
+
+    @property
+    def used_nano(self) -> int:
+        """What counts against the limit."""
+        return self.spent_nano + self.reserved_nano + self.unconfirmed_nano
+
+
+class Usage(Record, frozen=True, kw_only=True):
+    """Tokens of one call, as the provider counted them.  cached, cache_write: parts of prompt_tokens that were read
+    from or written to its prompt cache; reasoning: the hidden part of completion_tokens."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+    cache_write_tokens: int = 0
+    reasoning_tokens: int = 0
 
 
 class Job(Record, frozen=True, kw_only=True):
@@ -221,12 +277,14 @@ class Job(Record, frozen=True, kw_only=True):
     counters: Counters = Counters()
     money: Money = Money()
     fine_tunes: list[FineTune] = []
+    batches: list[BatchRun] = []
     manifest: Manifest | None = None
     warnings: list[Advice] = []
     error: JobError | None = None
     has_results: bool = False
     retry_of: JobId | None = None
     stage_attempts: int = 0
+    usage: Usage = Usage()
     chunk_size: int = 100
 
 
@@ -246,17 +304,6 @@ class Event(Record, frozen=True, kw_only=True):
 _NOTHING: Final = msgspec.Raw()
 
 # --- completions -----------------------------------------------------------------------------------------------------
-
-
-class Usage(Record, frozen=True, kw_only=True):
-    """Tokens of one call, as the provider counted them.  cached, cache_write: parts of prompt_tokens that were read
-    from or written to its prompt cache; reasoning: the hidden part of completion_tokens."""
-
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    cached_tokens: int = 0
-    cache_write_tokens: int = 0
-    reasoning_tokens: int = 0
 
 
 class StoredCompletion(Record, frozen=True, kw_only=True):

@@ -14,7 +14,7 @@ from shared.lifecycle import Stage
 from shared.models import Job, JobError, JsonObject, Prompt, ProviderAnswer, StoredCompletion
 from shared.plan import PassPlan, request_body
 from shared.ports import Completion
-from shared.pricing import Prices, request_size
+from shared.pricing import Prices, batch_nano, request_size
 from shared.store.content import pack_completion
 from shared.store.passes import Outcome, Settlement
 
@@ -60,6 +60,7 @@ class Scribe:
         self._prices = prices
         self._price_list = price_list
         self._secret = secret
+        self._batched = plan.role == "teacher" and job.spec.teacher.mode == "batch"
         self._output_cap = plan.params.get("max_completion_tokens") or plan.params.get("max_tokens")
         self._reasons: dict[str, int] = {}
         self._ledger_context = msgspec.json.encode((job.tenant, plan.params), order="sorted")
@@ -80,7 +81,7 @@ class Scribe:
             media_parts=media_parts,
             service_tier=self._plan.params.get("service_tier"),
         )
-        return ceiling or 0
+        return self._billed(ceiling) or 0
 
     def fingerprint(self, prompt: Prompt) -> str:
         """What is asked, and of whom: equal for two calls exactly when one answer would do for both.
@@ -98,8 +99,9 @@ class Scribe:
         return Settlement(chunk, index, None, pack_completion(kept), 0, _outcome(reason), reused=True)
 
     def answered(self, chunk: int, index: int, call: str, completion: Completion, fingerprint: str) -> Settlement:
-        cost = self._prices.cost_nano(
-            self._price_list, self._plan.model, completion.usage, service_tier=completion.service_tier
+        tier = None if self._batched else completion.service_tier
+        cost = self._billed(
+            self._prices.cost_nano(self._price_list, self._plan.model, completion.usage, service_tier=tier)
         )
         reason = self._reason(completion.message, completion.finish_reason)
         kept = StoredCompletion(
@@ -124,6 +126,7 @@ class Scribe:
             _outcome(reason),
             fingerprint=fingerprint,
             ledger_seconds=self._job.spec.retention_days * 86_400,
+            usage=completion.usage,
         )
 
     def supplied(self, chunk: int, index: int, prompt: Prompt) -> Settlement:
@@ -181,6 +184,9 @@ class Scribe:
     def stop_error(self, error: ProviderError) -> JobError:
         param = f"{self._plan.role}.model" if self._plan.role == "teacher" else f"students.{self._plan.student}.model"
         return job_error(error, self._job.stage, param=param if error.code == "model_unknown" else None)
+
+    def _billed(self, nano: int | None) -> int | None:
+        return nano if nano is None or not self._batched else batch_nano(nano)
 
     def _reason(self, message: JsonObject, finish_reason: str | None) -> str | None:
         longest = self._job.spec.curation.max_output_chars if self._plan.role == "teacher" else None

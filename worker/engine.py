@@ -10,6 +10,7 @@ import random
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from types import MappingProxyType
 from typing import Any, Final
 
 import structlog
@@ -17,7 +18,7 @@ import structlog
 from shared.errors import JobFailed, ProviderError, ProviderQuotaExhausted, StoreError
 from shared.ids import JobId, new_event_id
 from shared.lifecycle import JobStatus, PausedReason, Stage
-from shared.models import Delivery, Event, Job, JobError
+from shared.models import Delivery, Event, Job, JobError, usd
 from shared.notices import deliveries_for
 from shared.plan import plans
 from shared.store.jobs import Change, Lease, Refused
@@ -39,6 +40,7 @@ STEPS: Final[Mapping[Stage, StageStep]] = {
     Stage.EVALUATING: evaluate,
 }
 _TIMED: Final = {JobStatus.RUNNING, JobStatus.PAUSED}  # a queued job is taken first, and fails then
+_TOLD_AT_PERCENT: Final = 80
 _DAY_MS: Final = 86_400_000
 _MESSAGES: Final = {
     JobStatus.SUCCEEDED: "The job has succeeded.",
@@ -109,8 +111,8 @@ class Engine:
             return True
 
     async def _decide(self, job: Job, lease: Lease) -> Outcome:
-        async def save(fields: Mapping[str, Any]) -> None:
-            await self._write(job, lease, Change(set=fields))
+        async def save(fields: Mapping[str, Any], add: Mapping[str, int] = MappingProxyType({})) -> None:
+            await self._write(job, lease, Change(set=fields, add=add))
 
         try:
             if job.status is JobStatus.CANCELLING:
@@ -121,12 +123,13 @@ class Engine:
                     code="attempts_exhausted",
                 )
             if job.deadline_at_ms is not None and _now_ms() > job.deadline_at_ms and job.status in _TIMED:
-                await self._stop(job)
-                raise JobFailed(
+                stopped = await self._stop(job)
+                late = JobFailed(
                     "The job did not finish before its deadline.  What is paid is kept: retry it with more time.",
                     code="deadline_exceeded",
                     param="deadline_seconds",
                 )
+                return Fail(job_error(late, job.stage), set=stopped.set, add=stopped.add)
             if job.status is JobStatus.QUEUED:
                 return Done()
             if job.status is JobStatus.PAUSED:
@@ -175,7 +178,7 @@ class Engine:
         wait = max(error.retry_after_seconds or 0.0, self._backoff(failed))
         return Wait(wait, set={"stage_attempts": failed}, progress=False)
 
-    async def _stop(self, job: Job) -> Outcome:
+    async def _stop(self, job: Job) -> Stopped:
         for plan in plans(job):
             await self._tools.store.passes.close(PassId(job.id, plan.name))
         return await cancel_training(job, self._tools)
@@ -186,9 +189,11 @@ class Engine:
                 return await self._go_on(job, lease, outcome)
             case Wait(seconds, fields, events, progress):
                 more = {} if "stage_attempts" in fields or not job.stage_attempts else {"stage_attempts": 0}
+                told, notices, tale = self._budget_notice(job)
                 change = Change(
-                    set={**fields, **more},
-                    events=events,
+                    set={**fields, **more, **told},
+                    events=[*events, *tale],
+                    deliveries=notices,
                     due_in_seconds=min(seconds, self._until_deadline(job)),
                     release=True,
                     progress=progress,
@@ -196,10 +201,11 @@ class Engine:
                 await self._write(job, lease, change)
             case Pause(reason):
                 await self._end_run(job, lease, JobStatus.PAUSED, {"paused_reason": reason}, "job.paused")
-            case Fail(error, events):
-                await self._end_run(job, lease, JobStatus.FAILED, {"error": error}, "job.failed", events)
-            case Stopped(fields):
-                await self._end_run(job, lease, JobStatus.CANCELLED, fields, "job.cancelled")
+            case Fail(error, events, fields, add):
+                ends = {**fields, "error": error}
+                await self._end_run(job, lease, JobStatus.FAILED, ends, "job.failed", events, add=add)
+            case Stopped(fields, add):
+                await self._end_run(job, lease, JobStatus.CANCELLED, fields, "job.cancelled", add=add)
         return False
 
     async def _go_on(self, job: Job, lease: Lease, done: Done) -> bool:
@@ -220,10 +226,11 @@ class Engine:
             )
             return False
         event = self._status_event(job, JobStatus.RUNNING, following, f"The job is {following}.")
+        told, notices, tale = self._budget_notice(job)
         change = Change(
-            set={**done.set, "stage": following, "stage_attempts": 0},
-            events=[*done.events, event],
-            deliveries=self._notices(job, "job.stage_changed", JobStatus.RUNNING),
+            set={**done.set, **told, "stage": following, "stage_attempts": 0},
+            events=[*done.events, *tale, event],
+            deliveries=[*notices, *self._notices(job, "job.stage_changed", JobStatus.RUNNING)],
             progress=True,
         )
         await self._write(job, lease, change)
@@ -239,6 +246,7 @@ class Engine:
         events: Any = (),
         *,
         results: Any = None,
+        add: Mapping[str, int] = MappingProxyType({}),
     ) -> None:
         """The job stops running: for good, or until its owner resumes it."""
         error: JobError | None = fields.get("error")
@@ -254,6 +262,7 @@ class Engine:
         event = self._status_event(job, status, job.stage, message, code=error.code if error else None)
         change = Change(
             set={**fields, **ends, "stage_attempts": 0},
+            add=add,
             status=status,
             events=[*events, event],
             deliveries=self._notices(job, event_type, status),
@@ -264,6 +273,26 @@ class Engine:
         )
         await self._write(job, lease, change)
         _log.info("job_moved", status=status, stage=job.stage, code=error.code if error else None)
+
+    def _budget_notice(self, job: Job) -> tuple[dict[str, int], list[Delivery], list[Event]]:
+        """(fields, deliveries, events) that tell the owner, once, that most of the budget is used."""
+        limit, share = job.money.limit_nano, job.money.told_share
+        if not limit or share >= _TOLD_AT_PERCENT or job.money.used_nano * 100 < limit * _TOLD_AT_PERCENT:
+            return {}, [], []
+        event = Event(
+            id=new_event_id(),
+            level="warn",
+            type="message",
+            message=f"{_TOLD_AT_PERCENT} % of the job's budget is used.",
+            created_at_ms=_now_ms(),
+            stage=job.stage,
+            data={"threshold_percent": _TOLD_AT_PERCENT, "spent_usd": usd(job.money.spent_nano)},
+        )
+        return (
+            {"told_share": _TOLD_AT_PERCENT},
+            self._notices(job, "budget.threshold_reached", job.status),
+            [event],
+        )
 
     def _notices(self, job: Job, event_type: str, status: JobStatus) -> list[Delivery]:
         return deliveries_for(job, event_type, job.version + 1, status=status)

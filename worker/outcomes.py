@@ -40,6 +40,8 @@ class Pause:
 class Fail:
     error: JobError
     events: Sequence[Event] = ()
+    set: Fields = field(default_factory=dict)
+    add: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,7 @@ class Stopped:
     """What a cancelled job had running elsewhere is stopped, as far as can be."""
 
     set: Fields = field(default_factory=dict)
+    add: Mapping[str, int] = field(default_factory=dict)
 
 
 Outcome = Done | Wait | Pause | Fail | Stopped

@@ -15,6 +15,7 @@ from shared.ids import DeliveryId, JobId, TenantId
 from shared.lifecycle import TERMINAL, JobStatus, PausedReason, Stage, sources
 from shared.models import (
     Advice,
+    BatchRun,
     Counters,
     Delivery,
     Event,
@@ -25,6 +26,7 @@ from shared.models import (
     JsonObject,
     Manifest,
     Money,
+    Usage,
 )
 from shared.store import keys
 from shared.store.connection import Scripts, ask
@@ -47,9 +49,11 @@ class Change:
     """What to write into a job's row, all or nothing.
 
     set: row fields, as `row_fields` names them; None clears one.  status: the target of a move; the life-cycle table
-    decides whether it is allowed from where the job stands.  due_in_seconds: when to look next; None leaves it."""
+    decides whether it is allowed from where the job stands.  due_in_seconds: when to look next; None leaves it.
+    add: row fields to add to."""
 
     set: Mapping[str, Any] = field(default_factory=dict)
+    add: Mapping[str, int] = field(default_factory=dict)
     status: JobStatus | None = None
     events: Sequence[Event] = ()
     deliveries: Sequence[Delivery] = ()
@@ -70,6 +74,7 @@ class Refused:
 _JSON_FIELDS: Final[Mapping[str, Any]] = {
     "spec": JobSpec,
     "fine_tunes": list[FineTune],
+    "batches": list[BatchRun],
     "manifest": Manifest,
     "warnings": list[Advice],
     "error": JobError,
@@ -142,15 +147,19 @@ def _job_of(job_id: JobId, row: Mapping[bytes, bytes], teacher: Mapping[bytes, b
             spent_nano=number("spent_nano") or 0,
             reserved_nano=number("reserved_nano") or 0,
             unconfirmed_nano=number("unconfirmed_nano") or 0,
+            generating_nano=tally("spent_nano"),
+            told_share=number("told_share") or 0,
             limit_nano=number("limit_nano"),
         ),
         fine_tunes=parsed("fine_tunes", []),
+        batches=parsed("batches", []),
         manifest=parsed("manifest", None),
         warnings=parsed("warnings", []),
         error=parsed("error", None),
         has_results=text("has_results") == "1",
         retry_of=JobId(retry_of) if (retry_of := text("retry_of")) else None,
         stage_attempts=number("stage_attempts") or 0,
+        usage=Usage(**{name: number(name) or 0 for name in Usage.__struct_fields__}),
         chunk_size=number("chunk_size") or 100,
     )
 
@@ -264,6 +273,7 @@ class JobStore:
             "fence": str(lease.fence) if lease else "",
             "sources": _sources(job, change, lease),
             "set": row_fields(values),
+            "add": {name: str(amount) for name, amount in change.add.items() if amount},
             "events": [_encode(event).decode() for event in change.events],
             "deliveries": [
                 {"key": keys.delivery(DeliveryId(d.id)), "id": d.id, "row": _encode(d).decode()}

@@ -10,7 +10,7 @@ import msgspec
 import redis.asyncio as redis
 
 from shared.ids import JobId, TenantId
-from shared.models import JobError, StoredCompletion
+from shared.models import JobError, StoredCompletion, Usage
 from shared.store import keys
 from shared.store.connection import Scripts, ask
 from shared.store.content import unpack_completion
@@ -18,6 +18,7 @@ from shared.store.content import unpack_completion
 Outcome = Literal["accepted", "rejected", "failed"]
 Answer = Literal["go", "stopped", "unleased", "settled", "smoke", "budget", "paid", "twin"]
 UNLIMITED: Final = ""
+_NO_USAGE: Final = Usage()
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,7 @@ class Settlement:
     reused: bool = False
     fingerprint: str = ""
     ledger_seconds: int = 0
+    usage: Usage = _NO_USAGE
 
 
 @dataclass(frozen=True)
@@ -103,12 +105,14 @@ class PassStore:
         self._redis = client
         self._scripts = scripts
 
-    async def open(self, pass_id: PassId, *, prompts: int, chunk_size: int, smoke: int) -> bool:
-        """Let pumps draw from the pass; whether it is complete already.  smoke: calls before the trial; 0 for none."""
+    async def open(self, pass_id: PassId, *, prompts: int, chunk_size: int, smoke: int, for_pumps: bool = True) -> bool:
+        """Let work begin on the pass; whether it is complete already.  smoke: calls before the trial; 0 for none.
+
+        for_pumps: whether pumps may draw from it."""
         complete = await self._scripts.run(
             "open_pass",
             [keys.pass_row(pass_id.job_id, pass_id.name), keys.PASSES],
-            [str(pass_id), prompts, chunk_size, smoke or UNLIMITED],
+            [str(pass_id), prompts, chunk_size, smoke or UNLIMITED, int(for_pumps)],
         )
         return bool(complete)
 
@@ -216,6 +220,7 @@ class PassStore:
                 int(ended.reused),
                 keys.ledger(tenant, ended.fingerprint) if ended.fingerprint else "",
                 ended.ledger_seconds,
+                " ".join(map(str, msgspec.structs.astuple(ended.usage))),
             ]
         for next_ in beginnings:
             entry = keys.ledger(tenant, next_.fingerprint) if next_.fingerprint else ""

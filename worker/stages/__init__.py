@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -13,8 +13,13 @@ from shared.store import Store
 from worker.outcomes import Outcome
 from worker.providers import Providers
 
-#: Writes fields of the row at once, under the lease.  Raises `LeaseLost` when another worker has it.
-Save = Callable[[Mapping[str, Any]], Awaitable[None]]
+
+class Save(Protocol):
+    """Writes fields of the row at once, under the lease.  add: fields to add to.
+
+    Raises `LeaseLost` when another worker has the job."""
+
+    async def __call__(self, fields: Mapping[str, Any], add: Mapping[str, int] = ...) -> None: ...
 
 
 @dataclass(frozen=True)

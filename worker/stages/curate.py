@@ -54,6 +54,7 @@ async def curate(job: Job, tools: Tools, save: Save) -> Outcome:
         validation=accepted["validation"],
         holdout=accepted[HOLDOUT],
         rejected=tally["rejected"],
+        train_bytes=digests["train"].bytes,
     )
     return Done(set={"manifest": manifest})
 

@@ -29,12 +29,12 @@ from shared.errors import (
     ProviderUnavailable,
 )
 from shared.ids import new_event_id
-from shared.lifecycle import Stage
+from shared.lifecycle import PausedReason, Stage
 from shared.models import Event, FineTune, Job, JobError, JsonObject, ProviderAnswer
 from shared.ports import TrainingEvent, TrainingJob, TrainingRequest
 from shared.store.jobs import TEACHER
 from worker.completions import job_error
-from worker.outcomes import Done, Fail, Outcome, Stopped, Wait
+from worker.outcomes import Done, Fail, Outcome, Pause, Stopped, Wait
 from worker.stages import Save, Tools
 
 _log: Final = structlog.get_logger()
@@ -53,11 +53,17 @@ async def train(job: Job, tools: Tools, save: Save) -> Outcome:
     for number, tune in enumerate(tunes):
 
         async def keep(changed: FineTune, number: int = number) -> None:
-            tunes[number] = changed
-            await save({"fine_tunes": tunes})
+            # Money moves in the same step as the record of it, so a crash neither loses nor doubles it.
+            before, tunes[number] = tunes[number], changed
+            spent = (changed.cost_nano or 0) - (before.cost_nano or 0)
+            reserved = changed.reserved_nano - before.reserved_nano
+            await save({"fine_tunes": tunes}, add={"spent_nano": spent, "reserved_nano": reserved})
 
         step = _Step(job, number, tools, keep)
-        wait = await step.advance(tune)
+        try:
+            wait = await step.advance(tune)
+        except BudgetReached:
+            return _budget_reached(job)
         events += step.events
         if wait is not None:
             waits.append(wait)
@@ -66,6 +72,20 @@ async def train(job: Job, tools: Tools, save: Save) -> Outcome:
     if any(tune.status == "succeeded" for tune in tunes):
         return Done(events=events)
     return Fail(next(tune.error for tune in tunes if tune.error is not None), events=events)
+
+
+def _budget_reached(job: Job) -> Outcome:
+    if job.spec.budget.on_limit == "pause":
+        return Pause(PausedReason.BUDGET)
+    return Fail(
+        JobError(
+            code="cost_above_limit",
+            message="Training could exceed the job's budget, and `budget.on_limit` is `fail`.  The dataset is kept; "
+            "retry the job with a larger budget to reuse what was paid.",
+            param="budget.max_cost_usd",
+            stage=Stage.TRAINING,
+        )
+    )
 
 
 async def cancel_training(job: Job, tools: Tools) -> Stopped:
@@ -80,8 +100,13 @@ async def cancel_training(job: Job, tools: Tools) -> Stopped:
             ids = [j.id for j in await trainer.find(_metadata(job, number), tune.training_file, not_before=0)]
         for fine_tuning_job_id in ids:
             await trainer.cancel(fine_tuning_job_id)
-        tunes[number] = replace(tune, step="ended", status="cancelled", ended_at_ms=_now_ms())
-    return Stopped(set={"fine_tunes": tunes})
+        tunes[number] = replace(tune, step="ended", status="cancelled", ended_at_ms=_now_ms(), reserved_nano=0)
+    freed = sum(after.reserved_nano - before.reserved_nano for before, after in zip(job.fine_tunes, tunes, strict=True))
+    return Stopped(set={"fine_tunes": tunes}, add={"reserved_nano": freed})
+
+
+class BudgetReached(Exception):
+    """The training could cost more than is left of the job's budget."""
 
 
 class _Step:
@@ -147,7 +172,17 @@ class _Step:
 
     async def _submit(self, tune: FineTune) -> float | None:
         """Write the intent, then submit.  Whatever happens between the two, the row says that it may have happened."""
-        tune = replace(tune, step="intent", intent_at_ms=_now_ms(), submissions=tune.submissions + 1)
+        expected = self._expected_cost_nano()
+        limit = self._job.money.limit_nano
+        if limit is not None and self._job.money.used_nano - tune.reserved_nano + expected > limit:
+            raise BudgetReached
+        tune = replace(
+            tune,
+            step="intent",
+            intent_at_ms=_now_ms(),
+            submissions=tune.submissions + 1,
+            reserved_nano=expected if limit is not None else 0,
+        )
         await self._keep(tune)
         assert tune.training_file is not None
         request = TrainingRequest(
@@ -173,6 +208,26 @@ class _Step:
         except ProviderError as error:
             await self._end(tune, status="refused", error=self._refusal(error))
             return None
+
+    def _price_list(self) -> str | None:
+        return self._tools.providers.settings(self._student.provider).prices
+
+    def _expected_cost_nano(self) -> int:
+        """What the training will cost at most, as far as can be known before it: 0 when unpriced.
+
+        Two bytes a token are fewer than any language takes; "auto" epochs are what OpenAI's cookbook says they are."""
+        assert self._job.manifest is not None
+        examples = max(1, self._job.manifest.train)
+        epochs = self._student.hyperparameters.get("n_epochs", "auto")
+        if not isinstance(epochs, int):
+            epochs = min(25, 100 // examples) if examples * 3 < 100 else max(1, min(3, 25_000 // examples))
+        tokens = self._job.manifest.train_bytes // 2 * epochs
+        return self._tools.prices.training_nano(self._price_list(), self._student.model, tokens) or 0
+
+    def _cost_nano(self, job: TrainingJob) -> int | None:
+        if job.trained_tokens is None:
+            return None
+        return self._tools.prices.training_nano(self._price_list(), self._student.model, job.trained_tokens)
 
     async def _find_lost(self, tune: FineTune) -> float | None:
         """A submission whose outcome nobody wrote down: adopt it, wait for it to show, or submit again."""
@@ -223,7 +278,7 @@ class _Step:
         match job.state:
             case "succeeded" if job.fine_tuned_model is not None:
                 await self._found(tune)
-                tune = replace(tune, fine_tuned_model=job.fine_tuned_model)
+                tune = replace(tune, fine_tuned_model=job.fine_tuned_model, cost_nano=self._cost_nano(job))
                 self._say("info", f"Student {self._number} is trained.", {"fine_tuned_model": job.fine_tuned_model})
                 await self._end(tune, status=job.status, error=None)
                 return None
@@ -268,7 +323,8 @@ class _Step:
         )
 
     async def _end(self, tune: FineTune, *, status: str, error: JobError | None) -> None:
-        await self._keep(replace(tune, step="ended", status=status, error=error, ended_at_ms=_now_ms()))
+        ended = replace(tune, step="ended", status=status, error=error, ended_at_ms=_now_ms(), reserved_nano=0)
+        await self._keep(ended)
         if error is not None:
             self._say("error", error.message, {"code": error.code})
 

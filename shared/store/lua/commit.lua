@@ -7,6 +7,7 @@
 --   fence       "" for an owner's request, else the fence the worker holds
 --   sources     statuses from which the change is allowed; null: any
 --   set         row fields to write ("status" among them moves the index entry)
+--   add         row fields to add to (whole numbers)
 --   events      list of event JSON texts, without sequence
 --   deliveries  list of {key, id, row}
 --   due_in_ms   when somebody must look next; -1: never again; null: unchanged
@@ -39,6 +40,9 @@ if target and target ~= status then
 end
 for field, value in pairs(change.set) do
   redis.call("HSET", KEYS[1], field, value)
+end
+for field, amount in pairs(change.add) do
+  redis.call("HINCRBY", KEYS[1], field, amount)
 end
 local sequence = tonumber(row[6])
 for _, event in ipairs(change.events) do

@@ -2,6 +2,7 @@
 -- open_pass.lua: let pumps draw from a pass; made on first use, opened again after a halt.
 -- KEYS[1] pass row  [2] open passes
 -- ARGV[1] `job id/name`  [2] prompts  [3] chunk size  [4] smoke: calls allowed before the trial is passed, "" for none
+--   [5] 0: not for pumps, whoever works on it claims all its chunks
 -- Returns 1 when the pass is complete, else 0.
 if redis.call("HSETNX", KEYS[1], "prompts", ARGV[2]) == 1 then
   redis.call("HSET", KEYS[1], "chunk_size", ARGV[3], "smoke", ARGV[4], "next", 0, "done", 0)
@@ -9,6 +10,7 @@ if redis.call("HSETNX", KEYS[1], "prompts", ARGV[2]) == 1 then
 end
 if redis.call("HEXISTS", KEYS[1], "complete") == 1 then return 1 end
 redis.call("HDEL", KEYS[1], "halt")
+if ARGV[5] == "0" then return 0 end
 local clock = redis.call("TIME")
 redis.call("ZADD", KEYS[2], "NX", clock[1] * 1000 + math.floor(clock[2] / 1000), ARGV[1])
 return 0

@@ -5,7 +5,7 @@
 --   [5] number of settlements, then for each: chunk, index, call ("" when none was made), blob ("" when the call ended
 --   without settling the prompt), cost in nano-dollars ("" unpriced), outcome (accepted, rejected, failed), lost (1: a
 --   call without an answer that may have been billed), reused (1: paid earlier), ledger key ("" for none), seconds to
---   keep it there
+--   keep it there, tokens as "prompt completion cached written reasoning"
 -- then for each call to begin: chunk, index, call, upper bound in nano-dollars, ledger key ("" for none).
 -- A settlement is never refused: what is paid is paid, and the first completion of a prompt is kept.  Money moves only
 -- with the call's mark, so a script sent twice counts once.
@@ -66,15 +66,23 @@ local function reserved_for_nobody()
   return sum
 end
 
-local at, touched, changed = 6, {}, false
+local at, touched, changed, spent = 6, {}, false, 0
+local tokens = {0, 0, 0, 0, 0}
 for _ = 1, tonumber(ARGV[5]) do
   local chunk, index, call, blob, cost = ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3], ARGV[at + 4]
   local outcome, lost, reused = ARGV[at + 5], ARGV[at + 6] == "1", ARGV[at + 7] == "1"
   local ledger, ledger_seconds = ARGV[at + 8], ARGV[at + 9]
-  at = at + 10
+  local usage = ARGV[at + 10]
+  at = at + 11
   if call ~= "" and close_mark(index, call, lost) and not lost and blob ~= "" then
+    local place = 1
+    for count in usage:gmatch("%d+") do
+      tokens[place] = tokens[place] + tonumber(count)
+      place = place + 1
+    end
     if cost ~= "" then
       add("spent_nano", cost)
+      spent = spent + tonumber(cost)
     else
       add("unpriced_calls", 1)
     end
@@ -95,6 +103,13 @@ for _ = 1, tonumber(ARGV[5]) do
   end
   changed = true
 end
+
+for place, field in ipairs({
+  "prompt_tokens", "completion_tokens", "cached_tokens", "cache_write_tokens", "reasoning_tokens",
+}) do
+  add(field, tokens[place])
+end
+if spent > 0 then redis.call("HINCRBY", KEYS[2], "spent_nano", spent) end
 
 for chunk in pairs(touched) do
   local size = math.min(chunk_size, prompts - tonumber(chunk) * chunk_size)
