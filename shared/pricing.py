@@ -203,6 +203,8 @@ class Prices:
                     unpriced.append(pointer)
             for pointer, provider, model, count in calls:
                 each = self.cost_nano(price_lists.get(provider), model, per_prompt)
+                if pointer == "/teacher/model" and spec.teacher.mode == "batch" and each is not None:
+                    each = batch_nano(each)
                 totals[end] += int((each or 0) * count)
                 if each is None and count:
                     unpriced.append(pointer)
@@ -244,6 +246,13 @@ class Prices:
             if name is not None and name in tables:
                 return tables[name]
         return None
+
+
+def batch_nano(nano: int) -> int:
+    """What a call costs in a batch, of what it costs otherwise: half, rounded up (OpenAI's and its followers' price).
+
+    No price list carries it, and the tier an answer names does not change it."""
+    return -(-nano // 2)
 
 
 def request_size(body: JsonObject) -> tuple[int, int]:
