@@ -400,7 +400,7 @@ def render(request: Request, error: DistillError) -> Response:
     faults = error.faults if isinstance(error, ValidationFailed) else ()
     headers = {}
     if error.retryable:
-        headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
+        headers["Retry-After"] = str(getattr(error, "retry_after_seconds", None) or RETRY_AFTER_SECONDS)
     if status == 401:
         headers["WWW-Authenticate"] = 'Bearer realm="distillery"'
     return problem(

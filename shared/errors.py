@@ -8,7 +8,10 @@ DistillError                      code, retryable; `str()` is the sentence the c
 │   ├── Unauthenticated           missing_api_key, invalid_api_key
 │   ├── Forbidden                 insufficient_scope, provider_not_allowed
 │   ├── NotFound                  not_found (the same for another tenant's object)
-│   ├── Conflict                  job_not_finished, job_not_cancellable, job_not_terminal, job_not_paused, …
+│   ├── JobDeleted                job_deleted
+│   ├── TooMany                   rate_limited, too_many_active_jobs (worth a retry, after the time it names)
+│   ├── IdempotencyKeyReused      idempotency_key_reused
+│   ├── Conflict                  idempotency_in_progress, job_not_finished, job_not_cancellable, job_not_terminal, …
 │   └── BadRequest                malformed_json, invalid_cursor, invalid_idempotency_key
 ├── StoreError                    store_unavailable, store_full (both worth a retry)
 ├── ProviderError                 what a teacher or trainer answered; worker-side, decides retry or pause
@@ -96,10 +99,40 @@ class NotFound(RequestError):
     code = "not_found"
 
 
+class JobDeleted(RequestError):
+    """The job was deleted"""
+
+    code = "job_deleted"
+
+
+class TooMany(RequestError):
+    """The tenant asks for more than it may"""
+
+    code = "rate_limited"
+    retryable = True
+
+    def __init__(self, detail: str, *, code: str | None = None, retry_after_seconds: int | None = None) -> None:
+        super().__init__(detail, code=code)
+        self.retry_after_seconds = retry_after_seconds
+
+
+class IdempotencyKeyReused(RequestError):
+    """The idempotency key was used for another request"""
+
+    code = "idempotency_key_reused"
+
+
 class Conflict(RequestError):
     """The object is not in a state that allows this"""
 
     code = "job_not_cancellable"
+
+
+class IdempotencyInProgress(Conflict):
+    """The first request with this idempotency key is still being served"""
+
+    code = "idempotency_in_progress"
+    retryable = True
 
 
 class JobNotFinished(Conflict):

@@ -41,6 +41,7 @@ from shared.queue import ADVANCE_JOB
 from shared.settings import ProviderSettings
 from shared.store import Store
 from shared.store.content import chunked
+from shared.store.idempotency import Once
 from shared.store.jobs import Change, Refused
 from shared.webhooks import check_url
 
@@ -68,6 +69,7 @@ class Limits:
     webhook_allow_http: bool
     webhook_ports: tuple[int, ...]
     webhook_allow_networks: tuple[IPv4Network | IPv6Network, ...]
+    active_jobs_max: int | None = None
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -118,11 +120,15 @@ class Jobs:
             raise invalid(faults)
         return Plan(spec, asked, estimate, [*self._warnings(spec, asked, estimate)])
 
-    async def submit(self, tenant: TenantId, spec: JobSpec, prompts: Sequence[Prompt]) -> Job:
-        """Accept a job: when this returns, it survives a crash of every process."""
-        return await self.accept(tenant, await _off_loop(self.plan, spec, prompts))
+    async def submit(
+        self, tenant: TenantId, spec: JobSpec, prompts: Sequence[Prompt], *, once: Once | None = None
+    ) -> Job:
+        """Accept a job: when this returns, it survives a crash of every process.  once: see `JobStore.accept`."""
+        return await self.accept(tenant, await _off_loop(self.plan, spec, prompts), once=once)
 
-    async def accept(self, tenant: TenantId, plan: Plan, *, retry_of: JobId | None = None) -> Job:
+    async def accept(
+        self, tenant: TenantId, plan: Plan, *, retry_of: JobId | None = None, once: Once | None = None
+    ) -> Job:
         await self._store.require_room()
         now_ms = self._now_ms()
         estimate = plan.estimate
@@ -146,11 +152,14 @@ class Jobs:
             retry_of=retry_of,
         )
         chunks = list(chunked(plan.prompts, self._limits.chunk_size))
-        await self._store.jobs.accept(job, chunks, _event("The job was accepted.", S.QUEUED, now_ms))
+        accepted = _event("The job was accepted.", S.QUEUED, now_ms)
+        await self._store.jobs.accept(job, chunks, accepted, once=once, most_active=self._limits.active_jobs_max)
         self._ring(job.id)
         return job
 
-    async def retry(self, tenant: TenantId, job_id: str, budget: Budget | None = None) -> Job:
+    async def retry(
+        self, tenant: TenantId, job_id: str, budget: Budget | None = None, *, once: Once | None = None
+    ) -> Job:
         """A new job like an ended one.  Its worker takes the answers already paid for from the tenant's ledger."""
         old = await self.get(tenant, job_id)
         if old.status not in TERMINAL:
@@ -165,7 +174,7 @@ class Jobs:
         # The stored prompts carry the system prompt already, also those that had one of their own.
         plan = await _off_loop(self.plan, replace(spec, system_prompt=None), prompts)
         plan = replace(plan, spec=replace(plan.spec, system_prompt=spec.system_prompt))
-        return await self.accept(tenant, plan, retry_of=old.id)
+        return await self.accept(tenant, plan, retry_of=old.id, once=once)
 
     # --- looking -----------------------------------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ from fastapi import APIRouter, Depends, Header, Query, Response
 
 from api.content import Filters, Format, SplitName, completion, completions, dataset_head, dataset_lines, matches
 from api.deps import Caller, Wired, authenticate, body_docs, json_body, known_query_only, requires
+from api.idempotency import IdempotencyKey, repeatable
 from api.problems import RETRY_AFTER_SECONDS, documented
 from api.schemas import CompletionOut, EstimateOut, EventOut, JobCreate, JobOut, Page, Resume, page_of
 from api.streaming import Stream
@@ -16,6 +17,7 @@ from shared.errors import BadRequest, JobNotFinished, NotFound
 from shared.ids import event_id, locate_event
 from shared.lifecycle import TERMINAL, JobStatus
 from shared.models import Job
+from shared.store.idempotency import Kept
 
 router = APIRouter(
     prefix="/v1/jobs",
@@ -48,17 +50,29 @@ def _shown(job: Job, response: Response) -> JobOut:
     return JobOut.of(job)
 
 
-def _accepted(job: Job, response: Response) -> JobOut:
-    response.headers["Location"] = f"/v1/jobs/{job.id}"
-    response.headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
-    return _shown(job, response)
+def _first_answer(job: Job) -> bytes:
+    return JobOut.of(job).model_dump_json().encode()
+
+
+def _accepted(job: Job | Kept) -> Response:
+    """The answer to a new job; for a repeated request the same, byte by byte."""
+    job_id, body = (job.job_id, job.body) if isinstance(job, Kept) else (job.id, _first_answer(job))
+    headers = {
+        "Location": f"/v1/jobs/{job_id}",
+        "Retry-After": str(RETRY_AFTER_SECONDS),
+        "ETag": _etag(1),
+        "Cache-Control": "private, no-cache",
+    }
+    if isinstance(job, Kept):
+        headers["Idempotent-Replayed"] = "true"
+    return Response(body, 202, headers, "application/json")
 
 
 @router.post(
     "",
     status_code=202,
     response_model=JobOut,
-    responses=documented(400, 413, 415)
+    responses=documented(400, 409, 413, 415, 429)
     | {200: {"model": EstimateOut, "description": "`validate_only`: nothing was stored or spent"}},
     openapi_extra=body_docs(JobCreate),
 )
@@ -66,7 +80,7 @@ async def create_job(
     caller: Writer,
     body: Annotated[JobCreate, json_body(JobCreate)],
     services: Wired,
-    response: Response,
+    key: IdempotencyKey,
     validate_only: Annotated[bool, Query()] = False,
 ) -> Any:
     """Queue a distillation job.  With the answer in hand, the job survives a crash of every process."""
@@ -74,8 +88,10 @@ async def create_job(
     if validate_only:
         plan = await asyncio.to_thread(services.jobs.plan, body.to_spec(), prompts)
         return Response(EstimateOut.of(plan).model_dump_json(), 200, media_type="application/json")
-    job = await services.jobs.submit(caller.tenant, body.to_spec(), prompts)
-    return _accepted(job, response)
+    async with repeatable(services.store, caller.tenant, "POST /v1/jobs", key, body, _first_answer) as once:
+        if isinstance(once, Kept):
+            return _accepted(once)
+        return _accepted(await services.jobs.submit(caller.tenant, body.to_spec(), prompts, once=once))
 
 
 @router.get("", responses=documented(400))
@@ -138,6 +154,7 @@ async def resume_job(
 @router.post(
     "/{job_id}/retry",
     status_code=202,
+    response_model=JobOut,
     responses=documented(400, 404, 409, 413, 415),
     openapi_extra=body_docs(Resume, required=False),
 )
@@ -146,11 +163,15 @@ async def retry_job(
     caller: Writer,
     body: Annotated[Resume, json_body(Resume, optional=True)],
     services: Wired,
-    response: Response,
-) -> JobOut:
+    key: IdempotencyKey,
+) -> Any:
     """A new job like an ended one.  Answers already paid for are reused."""
     budget = None if body.budget is None else body.budget.to_domain()
-    return _accepted(await services.jobs.retry(caller.tenant, job_id, budget), response)
+    route = f"POST /v1/jobs/{job_id}/retry"
+    async with repeatable(services.store, caller.tenant, route, key, body, _first_answer) as once:
+        if isinstance(once, Kept):
+            return _accepted(once)
+        return _accepted(await services.jobs.retry(caller.tenant, job_id, budget, once=once))
 
 
 @router.get("/{job_id}/events", responses=documented(400, 404))

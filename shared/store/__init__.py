@@ -15,6 +15,7 @@ from shared.store import keys
 from shared.store.connection import Scripts, ask, connect
 from shared.store.content import ContentStore
 from shared.store.deliveries import DeliveryStore
+from shared.store.idempotency import IdempotencyStore
 from shared.store.jobs import JobStore
 from shared.store.passes import PassStore
 from shared.store.rates import RateStore
@@ -35,6 +36,7 @@ class Store:
         self.content = ContentStore(client)
         self.deliveries = DeliveryStore(client, scripts)
         self.rates = RateStore(client, scripts)
+        self.idempotency = IdempotencyStore(scripts)
         self._memory_checked_at = float("-inf")
         self._memory_share = 0.0
 

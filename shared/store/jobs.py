@@ -10,7 +10,7 @@ from typing import Any, Final, TypeVar, cast
 import msgspec
 import redis.asyncio as redis
 
-from shared.errors import NotFound
+from shared.errors import IdempotencyInProgress, NotFound, TooMany
 from shared.ids import DeliveryId, JobId, TenantId
 from shared.lifecycle import TERMINAL, JobStatus, PausedReason, Stage, sources
 from shared.models import (
@@ -30,6 +30,7 @@ from shared.models import (
 )
 from shared.store import keys
 from shared.store.connection import Scripts, ask
+from shared.store.idempotency import KEPT_SECONDS, Once
 
 T = TypeVar("T")
 TEACHER: Final = "teacher"  # name of the pass in which the teacher answers
@@ -171,8 +172,19 @@ class JobStore:
         self._redis = client
         self._scripts = scripts
 
-    async def accept(self, job: Job, prompt_chunks: Sequence[bytes], event: Event) -> None:
-        """Make the job durable, with its prompts and first event.  Sent twice, it is written once."""
+    async def accept(
+        self,
+        job: Job,
+        prompt_chunks: Sequence[bytes],
+        event: Event,
+        *,
+        once: Once | None = None,
+        most_active: int | None = None,
+    ) -> None:
+        """Make the job durable, with its prompts and first event.  Sent twice, it is written once.
+
+        once: the answer that repetitions get is written with it.  Raises IdempotencyInProgress when another request
+        with the same key was first after all, and TooMany when `most_active` jobs are queued or running."""
         fields = row_fields(
             {
                 "tenant": job.tenant,
@@ -192,13 +204,15 @@ class JobStore:
             }
         )
         first = _encode(msgspec.structs.replace(event, sequence=1))
-        arguments: list[str | bytes | int] = [job.id, len(fields)]
+        arguments: list[str | bytes | int] = [job.id]
+        arguments += [once.fingerprint, once.packed(job), KEPT_SECONDS] if once else ["", "", 0]
+        arguments += [most_active or 0, len(fields)]
         for name, value in fields.items():
             arguments += [name, value]
         arguments.append(first)
         for number, chunk in enumerate(prompt_chunks):
             arguments += [number, chunk]
-        await self._scripts.run(
+        written = await self._scripts.run(
             "accept",
             [
                 keys.job(job.id),
@@ -207,9 +221,14 @@ class JobStore:
                 keys.tenant_jobs(job.tenant),
                 keys.tenant_jobs(job.tenant, job.status),
                 keys.DUE,
+                once.record if once else keys.job(job.id),
             ],
             arguments,
         )
+        if written == -1:
+            raise IdempotencyInProgress("Another request with this idempotency key has just been answered.")
+        if written == -2:
+            raise TooMany(f"At most {most_active:,} jobs may be queued or running.", code="too_many_active_jobs")
 
     async def get(self, tenant: TenantId, job_id: JobId) -> Job:
         """A tenant's own job.  Raises NotFound, the same for a foreign job and for none."""

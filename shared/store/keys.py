@@ -82,6 +82,12 @@ def job_deliveries(job_id: JobId) -> str:
     return f"d:{{{job_id}}}:deliveries"
 
 
+def once(tenant: TenantId, place: str) -> str:
+    """HASH of one idempotency key: fingerprint of the request; while it is served, owner; then job (its id) and body
+    (the answer, zstd-compressed; empty once the job was deleted).  Lives 24 h from the answer."""
+    return f"d:t:{tenant}:once:{place}"
+
+
 def worker(worker_id: str) -> str:
     """STRING with a time to live: JSON of a worker process that is alive (pid, version, calls in flight)."""
     return f"d:worker:{worker_id}"
