@@ -5,18 +5,19 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any, Final
 
 from fastapi import FastAPI, status
 from fastapi.exceptions import RequestValidationError
-from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from api import problems
-from api.deps import Services, with_request_models
+from api import openapi, problems
+from api.deps import Services
+from api.keyring import KeyRing
 from api.middleware import RequestContext
-from api.routers import jobs, service
+from api.routers import api_keys, jobs, service
 from api.validation import request_error
 from shared.errors import DistillError
 from shared.jobs import Bell, Jobs, Limits
@@ -24,6 +25,8 @@ from shared.pricing import Prices
 from shared.queue import Doorbell, celery_app
 from shared.settings import Settings
 from shared.store import Store
+
+ROUTERS: Final = (jobs.router, api_keys.router, service.router)
 
 
 class NoAdminKey(RuntimeError):
@@ -65,14 +68,20 @@ def create_app(settings: Settings, *, store: Store | None = None, doorbell: Bell
         separate_input_output_schemas=False,
         lifespan=lifespan,
     )
-    app.state.services = Services(settings=settings, store=used_store, jobs=job_cases)
-    app.include_router(jobs.router)
-    app.include_router(service.router)
+    app.state.services = Services(
+        settings=settings, store=used_store, jobs=job_cases, keyring=KeyRing(used_store.api_keys)
+    )
+    for router in ROUTERS:
+        app.include_router(router)
     app.add_exception_handler(DistillError, _domain_error)
     app.add_exception_handler(RequestValidationError, _request_error)
     app.add_exception_handler(HTTPException, _framework_error)
     app.add_middleware(RequestContext)
-    app.openapi = with_request_models(app.openapi)  # type: ignore[method-assign]
+
+    def contract() -> dict[str, Any]:
+        return openapi.document(app, ROUTERS)
+
+    app.openapi = contract  # type: ignore[method-assign]
     return app
 
 
@@ -102,7 +111,6 @@ async def _framework_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     if error.status_code == status.HTTP_405_METHOD_NOT_ALLOWED:
         # The framework names the methods of the first route with this path only; RFC 9110 asks for all.
-        routes = [route for route in (*jobs.router.routes, *service.router.routes) if isinstance(route, APIRoute)]
-        here = [route for route in routes if route.path_regex.match(request.url.path)]
+        here = [route for route in openapi.routes(ROUTERS) if route.path_regex.match(request.url.path)]
         error.headers = {"Allow": ", ".join(sorted({method for route in here for method in route.methods or ()}))}
     return problems.render_http(request, error)

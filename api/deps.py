@@ -5,16 +5,17 @@ from __future__ import annotations
 import asyncio
 import difflib
 import hmac
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any, Final, TypeVar, cast
+from typing import Annotated, Any, Final, TypeVar, cast, get_args
 
 import msgspec
 from fastapi import Depends, Request
 from fastapi.dependencies.utils import get_flat_params
 from pydantic import BaseModel, ValidationError
 
+from api.keyring import KeyRing
 from api.problems import BodyTooLarge, UnsupportedMediaType
+from api.schemas import Scope
 from api.validation import faults_of, query_fault
 from shared.errors import BadRequest, Forbidden, Unauthenticated
 from shared.ids import TenantId
@@ -24,7 +25,7 @@ from shared.store import Store
 
 Body = TypeVar("Body", bound=BaseModel)
 
-SCOPES: Final = ("jobs:read", "jobs:write", "data:read", "data:write", "webhooks:write", "admin")
+SCOPES: Final = get_args(Scope)
 LOCAL: Final = TenantId("local")
 DEEPEST_JSON: Final = 64  # levels; what later recurses over the body must never run out of stack
 _LARGE_BODY_BYTES: Final = 100_000  # from here on a body is read in a thread, so that others need not wait for it
@@ -37,6 +38,7 @@ class Services:
     settings: Settings
     store: Store
     jobs: Jobs
+    keyring: KeyRing
 
 
 def _services(request: Request) -> Services:
@@ -51,36 +53,44 @@ Wired = Annotated[Services, Depends(_services)]
 
 @dataclass(frozen=True)
 class Caller:
-    """Whose key it is and what it may do."""
+    """Whose key it is and what it may do.  operator: it is the key from the settings, which manages all tenants."""
 
     tenant: TenantId
     scopes: frozenset[str]
+    operator: bool = False
 
 
 async def authenticate(request: Request, services: Wired) -> Caller:
-    """The only key so far is the operator's."""
+    """The operator's key, from the settings, or a stored one."""
     scheme, _, key = request.headers.get("authorization", "").strip().partition(" ")
     if scheme.lower() != "bearer" or not key.strip():
         raise Unauthenticated("Send your API key as `Authorization: Bearer …`.", code="missing_api_key")
     admin_key = services.settings.admin_key
     # The header arrives as Latin-1; compared as bytes, because compare_digest takes no text beyond ASCII.
     expected = admin_key.get_secret_value().encode() if admin_key is not None else b""
-    if not expected or not hmac.compare_digest(key.strip().encode("latin-1"), expected):
+    if expected and hmac.compare_digest(key.strip().encode("latin-1"), expected):
+        return Caller(tenant=LOCAL, scopes=frozenset(SCOPES), operator=True)
+    stored = await services.keyring.find(key.strip())
+    if stored is None:
         raise Unauthenticated("The API key is not known.", code="invalid_api_key")
-    return Caller(tenant=LOCAL, scopes=frozenset(SCOPES))
+    return Caller(tenant=stored.tenant, scopes=frozenset(stored.scopes))
 
 
-def requires(scope: str) -> Any:
-    """The caller of a route, who must hold `scope`: `caller: Annotated[Caller, requires("jobs:read")]`."""
-    if scope not in SCOPES:
-        raise ValueError(scope)
+@dataclass(frozen=True)
+class Requirement:
+    """Lets through who holds the scope; openapi.json names it."""
 
-    async def allowed(caller: Annotated[Caller, Depends(authenticate)]) -> Caller:
-        if scope not in caller.scopes:
-            raise Forbidden(f"This route asks for the scope {scope}, which the API key does not have.")
+    scope: Scope
+
+    async def __call__(self, caller: Annotated[Caller, Depends(authenticate)]) -> Caller:
+        if self.scope not in caller.scopes:
+            raise Forbidden(f"This route asks for the scope {self.scope}, which the API key does not have.")
         return caller
 
-    return Depends(allowed)
+
+def requires(scope: Scope) -> Any:
+    """The caller of a route, who must hold `scope`: `caller: Annotated[Caller, requires("jobs:read")]`."""
+    return Depends(Requirement(scope))
 
 
 async def known_query_only(request: Request) -> None:
@@ -189,25 +199,10 @@ def json_body(model: type[Body], *, optional: bool = False) -> Any:
 
 
 def body_docs(model: type[BaseModel], *, required: bool = True) -> dict[str, Any]:
-    """What `json_body` hides from the framework: the request body in openapi.json.  See `with_request_models`."""
+    """What `json_body` hides from the framework: the request body in openapi.json.  See api/openapi.py."""
     REQUEST_MODELS[model.__name__] = model
     schema = {"$ref": f"#/components/schemas/{model.__name__}"}
     return {"requestBody": {"required": required, "content": {"application/json": {"schema": schema}}}}
 
 
 REQUEST_MODELS: Final[dict[str, type[BaseModel]]] = {}
-
-
-def with_request_models(openapi: Callable[[], dict[str, Any]]) -> Callable[[], dict[str, Any]]:
-    """Adds the schemas that `body_docs` refers to."""
-
-    def complete() -> dict[str, Any]:
-        document = openapi()
-        schemas = document.setdefault("components", {}).setdefault("schemas", {})
-        for name, model in REQUEST_MODELS.items():
-            schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
-            schemas.update(schema.pop("$defs", {}))
-            schemas[name] = schema
-        return document
-
-    return complete

@@ -36,6 +36,7 @@ _DETAILS: Final[Mapping[str, tuple[str, str]]] = {
     "string_too_long": ("wrong_length", "must have at most {max_length} characters"),
     "too_short": ("wrong_length", "must have at least {min_length} items"),
     "too_long": ("wrong_length", "must have at most {max_length} items"),
+    "string_pattern_mismatch": ("invalid_value", "must match {pattern}"),
     "greater_than": ("out_of_range", "must be more than {gt}"),
     "greater_than_equal": ("out_of_range", "must be at least {ge}"),
     "less_than": ("out_of_range", "must be less than {lt}"),

@@ -100,6 +100,9 @@ class Api:
         headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
         return self._json("POST", path, json=body, headers=headers, params=params)
 
+    def delete(self, path: str) -> Json:
+        return self._json("DELETE", path)
+
     def download(self, path: str, target: Path, **params: str | int) -> int:
         """Bytes written.  The file appears under its name only when it is whole."""
         draft = target.with_name(f".{target.name}.{os.getpid()}.part")

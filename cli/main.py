@@ -243,6 +243,72 @@ def doctor(url: Url = None, api_key: ApiKey = None, data_dir: DataDir = DATA_DIR
         raise typer.Exit(1)
 
 
+keys_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="API keys of the services that use this one.")
+app.add_typer(keys_app, name="keys")
+
+
+@keys_app.command("create")
+def create_key(
+    *,
+    scope: Annotated[list[str], typer.Option(help="What it may do, such as jobs:write; repeat for several.")],
+    tenant: Annotated[str | None, typer.Option(help="Whose jobs it sees.  [default: the admin key's own]")] = None,
+    name: Annotated[str | None, typer.Option(help="What you will know it by.")] = None,
+    as_json: AsJson = False,
+    url: Url = None,
+    api_key: ApiKey = None,
+    data_dir: DataDir = DATA_DIR,
+) -> None:
+    """Make a key, and show it this once.  It is the only line on stdout."""
+    with Api(find_endpoint(url, api_key, data_dir)) as api:
+        made = api.post("/v1/api_keys", {"tenant": tenant, "scopes": scope, "name": name})
+    if as_json:
+        _print_json(made)
+        return
+    typer.echo(made["key"])
+    typer.echo(f"{made['id']} of tenant {made['tenant']} ({', '.join(made['scopes'])}); not shown again.", err=True)
+
+
+@keys_app.command("list")
+def list_keys(
+    *,
+    tenant: Annotated[str | None, typer.Option(help="Only this tenant's.")] = None,
+    as_json: AsJson = False,
+    url: Url = None,
+    api_key: ApiKey = None,
+    data_dir: DataDir = DATA_DIR,
+) -> None:
+    """The keys that open something."""
+    found: list[dict[str, Any]] = []
+    query: dict[str, str | int] = {"limit": 100} | ({} if tenant is None else {"tenant": tenant})
+    with Api(find_endpoint(url, api_key, data_dir)) as api:
+        while True:
+            page = api.get("/v1/api_keys", **query)
+            found += page["data"]
+            if not page["has_more"]:
+                break
+            query["after"] = page["last_id"]
+    if as_json:
+        _print_json(found)
+        return
+    for key in found:
+        typer.echo(
+            f"{key['id']}  {key['tenant']}  …{key['hint']}  {','.join(key['scopes'])}  {key['name'] or ''}".rstrip()
+        )
+
+
+@keys_app.command("revoke")
+def revoke_key(
+    key_id: Annotated[str, typer.Argument(metavar="KEY", help="The key's id, key_…")],
+    url: Url = None,
+    api_key: ApiKey = None,
+    data_dir: DataDir = DATA_DIR,
+) -> None:
+    """Let a key open nothing any more."""
+    with Api(find_endpoint(url, api_key, data_dir)) as api:
+        api.delete(f"/v1/api_keys/{key_id}")
+    typer.echo(f"{key_id} is revoked; every API process follows within 5 seconds.", err=True)
+
+
 @app.command("webhook-secret")
 def webhook_secret(
     tenant: Annotated[str, typer.Option(help="Whose deliveries to verify.")] = "local", data_dir: DataDir = DATA_DIR

@@ -13,6 +13,7 @@ JobId = NewType("JobId", str)
 CompletionId = NewType("CompletionId", str)
 EventId = NewType("EventId", str)
 DeliveryId = NewType("DeliveryId", str)
+KeyId = NewType("KeyId", str)
 RequestId = NewType("RequestId", str)
 TenantId = NewType("TenantId", str)
 
@@ -49,6 +50,10 @@ def new_event_id() -> EventId:
 
 def new_delivery_id() -> DeliveryId:
     return DeliveryId(_new("dlv"))
+
+
+def new_key_id() -> KeyId:
+    return KeyId(_new("key"))
 
 
 def new_request_id() -> RequestId:

@@ -12,6 +12,7 @@ from redis.exceptions import ResponseError
 
 from shared.errors import StoreFull
 from shared.store import keys
+from shared.store.api_keys import ApiKeyStore
 from shared.store.connection import Scripts, ask, connect
 from shared.store.content import ContentStore
 from shared.store.deliveries import DeliveryStore
@@ -36,6 +37,7 @@ class Store:
         self.content = ContentStore(client)
         self.deliveries = DeliveryStore(client, scripts)
         self.rates = RateStore(client, scripts)
+        self.api_keys = ApiKeyStore(client)
         self.idempotency = IdempotencyStore(scripts)
         self._memory_checked_at = float("-inf")
         self._memory_share = 0.0

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from shared.ids import DeliveryId, JobId, TenantId
+from shared.ids import DeliveryId, JobId, KeyId, TenantId
 from shared.lifecycle import JobStatus
 
 
@@ -80,6 +80,21 @@ def delivery(delivery_id: DeliveryId) -> str:
 def job_deliveries(job_id: JobId) -> str:
     """ZSET of delivery ids, score 0: the delivery log of one job's webhooks."""
     return f"d:{{{job_id}}}:deliveries"
+
+
+def api_key(digest: str) -> str:
+    """STRING, JSON: the API key with this SHA-256, until it is revoked."""
+    return f"d:key:{digest}"
+
+
+def api_key_place(key_id: KeyId) -> str:
+    """STRING, the SHA-256 under which the key with this id lies."""
+    return f"d:key_id:{key_id}"
+
+
+def api_keys(tenant: TenantId | None) -> str:
+    """ZSET of key ids, score 0, so in order of creation; one per tenant and one (None) for all."""
+    return "d:keys" if tenant is None else f"d:t:{tenant}:keys"
 
 
 def once(tenant: TenantId, place: str) -> str:

@@ -123,3 +123,21 @@ def test_without_a_key_the_process_says_what_is_missing():
     ended = subprocess.run([sys.executable, "-m", "api"], cwd=REPO, env=environment, capture_output=True, check=False)
     assert ended.returncode == 2
     assert b"DISTILL_ADMIN_KEY" in ended.stderr
+
+
+def test_the_command_line_makes_a_key_that_works_and_revokes_it(process: tuple[subprocess.Popen[bytes], str]):
+    _, url = process
+
+    def distill(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "cli", *arguments, "--url", url, "--api-key", ADMIN_KEY]
+        return subprocess.run(command, cwd=REPO, capture_output=True, text=True, check=False)
+
+    made = distill("keys", "create", "--tenant", "acme", "--scope", "jobs:write", "--scope", "jobs:read")
+    secret, key_id = made.stdout.strip(), made.stderr.split()[0]
+    with httpx2.Client(base_url=url, headers={"Authorization": f"Bearer {secret}"}) as http:
+        assert http.post("/v1/jobs", json=a_request()).status_code == 202
+        assert http.get("/v1/api_keys").status_code == 403
+        assert key_id in distill("keys", "list", "--tenant", "acme").stdout
+        assert distill("keys", "revoke", key_id).returncode == 0
+        assert http.get("/v1/jobs").status_code == 401
+    assert distill("keys", "create", "--scope", "everything").returncode == 1
