@@ -322,6 +322,13 @@ PROBLEMS: Final[Mapping[str, Problem]] = {
         "The provider's answer says that this very request will never succeed.",
         "See `error.provider`, mend the request and retry the job.",
     ),
+    "provider_rejected_batch": Problem(
+        None,
+        "The provider refused the batch",
+        "The batch of the teacher's prompts (`teacher.mode` is `batch`) did not pass the provider's check.",
+        "See `error.provider` and the job's events; change the job, or ask for `teacher.mode` `live`, and submit it"
+        " again.  Answers already paid for are reused.",
+    ),
     "provider_rejected_training": Problem(
         None,
         "The provider refused the training",

@@ -261,7 +261,9 @@ class JobCreate(Request):
     split: SplitIn = SplitIn()
     evaluation: EvaluationIn = EvaluationIn()
     budget: BudgetIn = BudgetIn()
-    deadline_seconds: int = Field(86_400, ge=60, le=30 * 86_400)
+    deadline_seconds: int = Field(
+        86_400, ge=60, le=30 * 86_400, description="from acceptance; for `teacher.mode` batch the default is 3 days"
+    )
     retention_days: int = Field(30, ge=1)
     webhook: WebhookIn | None = None
 
@@ -279,10 +281,16 @@ class JobCreate(Request):
             split=domain.Split(**split.model_dump()),
             evaluation=domain.Evaluation(**evaluation.model_dump()),
             budget=self.budget.to_domain(),
-            deadline_seconds=self.deadline_seconds,
+            deadline_seconds=self._deadline_seconds,
             retention_days=self.retention_days,
             webhook=None if self.webhook is None else domain.WebhookTarget(**self.webhook.model_dump()),
         )
+
+    @property
+    def _deadline_seconds(self) -> int:
+        """A batch alone may take a day, and what it leaves open another."""
+        given = "deadline_seconds" in self.model_fields_set
+        return self.deadline_seconds if given or self.teacher.mode == "live" else 3 * 86_400
 
     def to_prompts(self, *, most: int) -> list[domain.Prompt]:
         """One after the other and not by the model above, so that a thousand broken ones cost twenty errors.
@@ -493,7 +501,12 @@ def _spec_fields(spec: domain.JobSpec, prompts_total: int) -> dict[str, Any]:
     limit = spec.budget.max_cost_nano
     return {
         "name": spec.name,
-        "teacher": TeacherOut(provider=spec.teacher.provider, model=spec.teacher.model, params=spec.teacher.params),
+        "teacher": TeacherOut(
+            provider=spec.teacher.provider,
+            model=spec.teacher.model,
+            params=spec.teacher.params,
+            mode=spec.teacher.mode,
+        ),
         "system_prompt": spec.system_prompt,
         "source": SourceOut(type=spec.source, prompts_total=prompts_total),
         "store": spec.store,

@@ -101,6 +101,7 @@ def children_environment(
             "DISTILL_PROVIDERS__SANDBOX__API_KEY": "sk-sandbox",
             "DISTILL_PROVIDERS__SANDBOX__PRICES": "openai",
             "DISTILL_PROVIDERS__SANDBOX__CAN_STORE": "true",
+            "DISTILL_PROVIDERS__SANDBOX__CAN_BATCH": "true",
         }
     checkout = Path(__file__).resolve().parent.parent
     if (checkout / "pyproject.toml").exists():

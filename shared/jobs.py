@@ -33,9 +33,11 @@ from shared.models import (
     JobSpec,
     Money,
     Prompt,
+    Teacher,
     usd,
 )
 from shared.notices import deliveries_for
+from shared.ports import BATCH_WINDOW_SECONDS
 from shared.pricing import Estimate, Prices, prompt_size
 from shared.queue import ADVANCE_JOB
 from shared.settings import ProviderSettings
@@ -292,6 +294,7 @@ class Jobs:
 
     def _faults(self, spec: JobSpec, prompts: Sequence[Prompt]) -> Iterator[Fault]:
         yield from self._provider_faults(spec)
+        yield from self._batch_faults(spec.teacher)
         yield from params_faults(
             spec.teacher.model,
             spec.teacher.params,
@@ -337,6 +340,15 @@ class Jobs:
                 yield Fault(
                     pointer, "provider_training_closed", "takes no fine-tuning jobs; its dataset can be exported"
                 )
+
+    def _batch_faults(self, teacher: Teacher) -> Iterator[Fault]:
+        if teacher.mode != "batch":
+            return
+        provider = self._providers.get(teacher.provider)
+        if provider is not None and not provider.can_batch:
+            yield Fault("/teacher/mode", "unsupported_param", "must be live; this provider serves no batches")
+        if teacher.params.get("service_tier") is not None:
+            yield Fault("/teacher/params/service_tier", "unsupported_param", "is not for batches; they have one tier")
 
     def _prompt_faults(self, spec: JobSpec, prompts: Sequence[Prompt]) -> Iterator[Fault]:
         place, limits = "/source/prompts", self._limits
@@ -412,6 +424,11 @@ class Jobs:
             yield Advice(
                 code="cost_incomplete",
                 message="Some calls or trainings have no known price; the estimate leaves them out.",
+            )
+        if spec.teacher.mode == "batch" and spec.deadline_seconds <= BATCH_WINDOW_SECONDS:
+            yield Advice(
+                code="deadline_short",
+                message="A batch may take the provider a day; the job can reach its deadline before it is answered.",
             )
         if spec.store and not self._providers[spec.teacher.provider].can_store:
             yield Advice(code="store_ignored", message="The teacher's provider does not keep completions.")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol
 
 import msgspec
 
@@ -52,6 +52,67 @@ class CompletionArchive(Protocol):
 
     async def find(self, model: str, metadata: dict[str, str]) -> Completion | None:
         """The newest stored completion of this model that carries this metadata.  Raises a `ProviderError`."""
+
+    async def close(self) -> None: ...
+
+
+#: The one completion window there is: what is not answered by then is given up by the provider.
+BATCH_WINDOW_SECONDS: Final = 86_400
+
+
+class Batch(msgspec.Struct, frozen=True):
+    """A batch as the provider shows it.
+
+    state: what `status` means to us: waiting, running, cancelling, failed (its file was refused), or over (what was
+    answered can be read); an unknown status is `running`.  completed, failed: requests.  output_file: the answers,
+    error_file: the requests that got none; each None when it would be empty.  faults: why the file was refused."""
+
+    id: str
+    status: str
+    state: str
+    created_at: int
+    input_file: str
+    metadata: dict[str, str]
+    completed: int = 0
+    failed: int = 0
+    output_file: str | None = None
+    error_file: str | None = None
+    faults: list[BatchFault] = []
+
+
+class BatchFault(msgspec.Struct, frozen=True):
+    """One thing wrong with an input file.  line: from 1, None for the file as a whole."""
+
+    code: str | None
+    line: int | None
+    param: str | None
+
+
+class Batcher(Protocol):
+    """Whoever answers chat completions by the file.  Every call is made once, without retries."""
+
+    async def find_file(self, filename: str) -> str | None:
+        """Id of the newest input file of this name, or None."""
+
+    async def upload(self, path: Path, filename: str) -> str:
+        """Id of the stored input file."""
+
+    async def submit(self, input_file: str, metadata: dict[str, str]) -> Batch:
+        """metadata: carries our job id and the batch's number, by which a lost submission is found again."""
+
+    async def find(self, metadata: dict[str, str], input_file: str, *, not_before: int) -> list[Batch]:
+        """Batches with this metadata or input file created at or after `not_before` (unix s), oldest first."""
+
+    async def poll(self, batch_id: str) -> Batch | None:
+        """The batch as it stands, or None when the provider no longer knows it."""
+
+    async def cancel(self, batch_id: str) -> None:
+        """Ask for the end of a batch.  One that has ended already is no error."""
+
+    def lines(self, file_id: str) -> AsyncIterator[bytes]:
+        """The lines of an output or error file as they arrive, in no particular order.
+
+        Raises `ProviderModelMissing` when the file is gone."""
 
     async def close(self) -> None: ...
 

@@ -32,6 +32,7 @@ class ProviderSettings(BaseModel):
     prices: str | None = Field(None, description="price list to use: a genai-prices provider id; null means unpriced")
     can_train: bool = Field(True, description="serves files and fine_tuning.jobs")
     can_store: bool = Field(False, description="keeps completions asked with store: true, listable by metadata")
+    can_batch: bool = Field(False, description="serves batches: half the price, up to a day later")
     max_in_flight: int = Field(1000, ge=1, le=10_000, description="calls at once, per worker process")
     requests_per_minute: int | None = Field(None, ge=1, description="shared by all workers; null: learned")
     tokens_per_minute: int | None = Field(None, ge=1, description="shared by all workers; null: learned")
@@ -112,11 +113,13 @@ class Settings(BaseSettings):
     retry_cap_seconds: float = Field(60.0, gt=0, le=600, description="longest back-off")
     smoke_completions: int = Field(8, ge=0, le=100, description="tried before the rest is bought; 0: no trial")
 
-    poll_min_seconds: float = Field(1.0, gt=0, description="shortest wait between two looks at a fine-tune")
-    poll_max_seconds: float = Field(30.0, gt=0, description="longest wait between two looks at a fine-tune")
+    poll_min_seconds: float = Field(1.0, gt=0, description="shortest wait between two looks at a fine-tune or batch")
+    poll_max_seconds: float = Field(30.0, gt=0, description="longest wait between two looks at a fine-tune or batch")
     provider_timeout_seconds: float = Field(60.0, gt=0, le=600, description="files and fine-tuning requests")
     unknown_outcome_wait_seconds: float = Field(
-        120.0, ge=0, description="how long an unanswered fine-tune submission is looked for before it is sent again"
+        120.0,
+        ge=0,
+        description="how long an unanswered submission of a fine-tune or batch is looked for before it is sent again",
     )
     fresh_model_wait_seconds: float = Field(600.0, ge=0, description="how long a new model may answer 404")
     stage_attempts_max: int = Field(10, ge=1, description="provider failures in a row before a stage gives up")
@@ -150,7 +153,11 @@ class Settings(BaseSettings):
         merged: dict[str, ProviderSettings] = {}
         if self.openai_api_key is not None:
             merged["openai"] = ProviderSettings(
-                base_url=self.openai_base_url, api_key=self.openai_api_key, prices="openai", can_store=True
+                base_url=self.openai_base_url,
+                api_key=self.openai_api_key,
+                prices="openai",
+                can_store=True,
+                can_batch=True,
             )
         if self.providers_file is not None:
             tables = tomllib.loads(self.providers_file.read_text(encoding="utf-8"))

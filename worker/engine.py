@@ -25,7 +25,8 @@ from shared.store.jobs import Change, Lease, Refused
 from shared.store.passes import PassId
 from worker.completions import job_error
 from worker.outcomes import Done, Fail, Outcome, Pause, Stopped, Wait
-from worker.stages import StageStep, Tools
+from worker.stages import Save, StageStep, Tools
+from worker.stages.batch import stop_batches
 from worker.stages.curate import curate
 from worker.stages.evaluate import evaluate
 from worker.stages.generate import generate
@@ -116,14 +117,16 @@ class Engine:
 
         try:
             if job.status is JobStatus.CANCELLING:
-                return await self._stop(job)
+                return await self._stop(job, save)
             if lease.takeovers > self._settings.takeovers_max:
                 raise JobFailed(
                     "Workers took this job over and vanished, again and again.  The operator's logs say why.",
                     code="attempts_exhausted",
                 )
             if job.deadline_at_ms is not None and _now_ms() > job.deadline_at_ms and job.status in _TIMED:
-                stopped = await self._stop(job)
+                stopped = await self._stop(job, save)
+                if isinstance(stopped, Wait):
+                    return stopped
                 late = JobFailed(
                     "The job did not finish before its deadline.  What is paid is kept: retry it with more time.",
                     code="deadline_exceeded",
@@ -178,9 +181,12 @@ class Engine:
         wait = max(error.retry_after_seconds or 0.0, self._backoff(failed))
         return Wait(wait, set={"stage_attempts": failed}, progress=False)
 
-    async def _stop(self, job: Job) -> Stopped:
+    async def _stop(self, job: Job, save: Save) -> Stopped | Wait:
+        """Wait while the provider still ends what was started there and hands over what it has done."""
         for plan in plans(job):
             await self._tools.store.passes.close(PassId(job.id, plan.name))
+        if (wait := await stop_batches(job, self._tools, save)) is not None:
+            return wait
         return await cancel_training(job, self._tools)
 
     async def _carry_out(self, job: Job, lease: Lease, outcome: Outcome) -> bool:
@@ -199,8 +205,8 @@ class Engine:
                     progress=progress,
                 )
                 await self._write(job, lease, change)
-            case Pause(reason):
-                await self._end_run(job, lease, JobStatus.PAUSED, {"paused_reason": reason}, "job.paused")
+            case Pause(reason, events):
+                await self._end_run(job, lease, JobStatus.PAUSED, {"paused_reason": reason}, "job.paused", events)
             case Fail(error, events, fields, add):
                 ends = {**fields, "error": error}
                 await self._end_run(job, lease, JobStatus.FAILED, ends, "job.failed", events, add=add)

@@ -34,6 +34,7 @@ class Wait:
 @dataclass(frozen=True)
 class Pause:
     reason: PausedReason
+    events: Sequence[Event] = ()
 
 
 @dataclass(frozen=True)

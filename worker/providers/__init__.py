@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from shared.errors import JobFailed
-from shared.ports import CompletionArchive, TeacherPort, Trainer
+from shared.ports import Batcher, CompletionArchive, TeacherPort, Trainer
 from shared.settings import ProviderSettings
 from worker.providers.lean import LeanTeacher
 from worker.providers.openai import OpenAIArchive, OpenAITeacher, OpenAITrainer
+from worker.providers.openai_batches import OpenAIBatcher
 
 
 class Providers:
@@ -18,6 +19,7 @@ class Providers:
         self._teachers: dict[str, TeacherPort] = {}
         self._trainers: dict[str, Trainer] = {}
         self._archives: dict[str, CompletionArchive] = {}
+        self._batchers: dict[str, Batcher] = {}
 
     def settings(self, name: str) -> ProviderSettings:
         """Raises JobFailed when this worker does not know the provider: its settings differ from the API's."""
@@ -49,11 +51,17 @@ class Providers:
             self._archives[name] = OpenAIArchive(settings, timeout_seconds=self._trainer_timeout_seconds)
         return self._archives[name]
 
+    def batcher(self, name: str) -> Batcher:
+        if name not in self._batchers:
+            self._batchers[name] = OpenAIBatcher(self.settings(name), timeout_seconds=self._trainer_timeout_seconds)
+        return self._batchers[name]
+
     async def close(self) -> None:
-        clients: list[TeacherPort | Trainer | CompletionArchive] = [
+        clients: list[TeacherPort | Trainer | CompletionArchive | Batcher] = [
             *self._teachers.values(),
             *self._trainers.values(),
             *self._archives.values(),
+            *self._batchers.values(),
         ]
         for client in clients:
             await client.close()

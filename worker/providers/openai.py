@@ -46,12 +46,12 @@ STATES: Final[Mapping[str, str]] = {
 _LIST_PAGES_MAX: Final = 50
 
 
-def _client(provider: ProviderSettings, timeout_seconds: float) -> AsyncOpenAI:
+def sdk_client(provider: ProviderSettings, timeout_seconds: float) -> AsyncOpenAI:
     key = provider.api_key.get_secret_value() if provider.api_key else "none"
     return AsyncOpenAI(api_key=key, base_url=provider.base_url, max_retries=0, timeout=timeout_seconds)
 
 
-async def _asked(answer: Awaitable[T]) -> T:
+async def asked(answer: Awaitable[T]) -> T:
     """The SDK's answer, its exceptions in our words."""
     try:
         return await answer
@@ -69,12 +69,12 @@ class OpenAITeacher:
     """Chat completions through the SDK: the fallback to the lean client, slower and with the SDK's own transport."""
 
     def __init__(self, provider: ProviderSettings) -> None:
-        self._client = _client(provider, provider.timeout_seconds)
+        self._client = sdk_client(provider, provider.timeout_seconds)
 
     async def complete(self, request: CompletionRequest) -> Completion:
         started = time.monotonic()
         client = self._client.with_options(timeout=request.timeout_seconds)
-        response = await _asked(client.chat.completions.with_raw_response.create(**request.body))
+        response = await asked(client.chat.completions.with_raw_response.create(**request.body))
         latency_ms = int((time.monotonic() - started) * 1000)
         return parse_completion(response.content, response.headers.get, latency_ms=latency_ms)
 
@@ -94,11 +94,11 @@ class OpenAIArchive:
     """Stored chat completions of one endpoint."""
 
     def __init__(self, provider: ProviderSettings, *, timeout_seconds: float) -> None:
-        self._client = _client(provider, timeout_seconds)
+        self._client = sdk_client(provider, timeout_seconds)
 
     async def find(self, model: str, metadata: dict[str, str]) -> Completion | None:
         stored = self._client.chat.completions.with_raw_response
-        page = await _asked(stored.list(model=model, metadata=metadata, order="desc", limit=20))
+        page = await asked(stored.list(model=model, metadata=metadata, order="desc", limit=20))
         try:
             found = msgspec.json.decode(page.content, type=_StoredPage).data
             for raw in found:
@@ -121,22 +121,22 @@ class OpenAITrainer:
     """Files, fine-tuning jobs and models of one endpoint."""
 
     def __init__(self, provider: ProviderSettings, *, timeout_seconds: float) -> None:
-        self._client = _client(provider, timeout_seconds)
+        self._client = sdk_client(provider, timeout_seconds)
 
     async def find_file(self, filename: str) -> str | None:
-        page = await _asked(self._client.files.list(purpose="fine-tune", limit=1000, order="desc"))
+        page = await asked(self._client.files.list(purpose="fine-tune", limit=1000, order="desc"))
         for _ in range(_LIST_PAGES_MAX):
             for file in page.data:
                 if file.filename == filename:
                     return file.id
             if not page.has_next_page():
                 break
-            page = await _asked(page.get_next_page())
+            page = await asked(page.get_next_page())
         return None
 
     async def upload(self, path: Path, filename: str) -> str:
         with path.open("rb") as lines:
-            file = await _asked(
+            file = await asked(
                 self._client.files.create(file=(filename, lines, "application/jsonl"), purpose="fine-tune")
             )
         return file.id
@@ -149,7 +149,7 @@ class OpenAITrainer:
         }
         method = {"type": request.method, request.method: {"hyperparameters": request.hyperparameters}}
         try:
-            job = await _asked(
+            job = await asked(
                 self._client.fine_tuning.jobs.create(
                     model=request.model,
                     training_file=request.training_file,
@@ -172,7 +172,7 @@ class OpenAITrainer:
     async def find(self, metadata: dict[str, str], training_file: str, *, not_before: int) -> list[TrainingJob]:
         """Asked by metadata where the provider filters, and compared here, where it does not."""
         found: list[TrainingJob] = []
-        page = await _asked(self._client.fine_tuning.jobs.list(metadata=metadata, limit=100))
+        page = await asked(self._client.fine_tuning.jobs.list(metadata=metadata, limit=100))
         for _ in range(_LIST_PAGES_MAX):
             jobs = [_training_job(job) for job in page.data]
             found += [
@@ -182,25 +182,25 @@ class OpenAITrainer:
             ]
             if not page.has_next_page() or (jobs and jobs[-1].created_at < not_before):
                 break
-            page = await _asked(page.get_next_page())
+            page = await asked(page.get_next_page())
         return sorted((job for job in found if job.created_at >= not_before), key=lambda job: job.created_at)
 
     async def poll(self, job_id: str) -> TrainingJob | None:
         try:
-            return _training_job(await _asked(self._client.fine_tuning.jobs.retrieve(job_id)))
+            return _training_job(await asked(self._client.fine_tuning.jobs.retrieve(job_id)))
         except ProviderModelMissing:  # 404: the job is gone
             return None
 
     async def cancel(self, job_id: str) -> None:
         try:
-            await _asked(self._client.fine_tuning.jobs.cancel(job_id))
+            await asked(self._client.fine_tuning.jobs.cancel(job_id))
         except (ProviderRejected, ProviderModelMissing):
             return  # it has ended, or is gone: nothing is left to cancel
 
     async def events(self, job_id: str, *, after: str | None) -> Sequence[TrainingEvent]:
         """The provider lists newest first; we read back to the one we know."""
         fresh: list[TrainingEvent] = []
-        page = await _asked(self._client.fine_tuning.jobs.list_events(job_id, limit=100))
+        page = await asked(self._client.fine_tuning.jobs.list_events(job_id, limit=100))
         for _ in range(_LIST_PAGES_MAX):
             for event in page.data:
                 if event.id == after:
@@ -217,12 +217,12 @@ class OpenAITrainer:
                 )
             if not page.has_next_page():
                 break
-            page = await _asked(page.get_next_page())
+            page = await asked(page.get_next_page())
         return list(reversed(fresh))
 
     async def shutdown_date(self, model: str) -> str | None:
         try:
-            found = await _asked(self._client.models.retrieve(model))
+            found = await asked(self._client.models.retrieve(model))
         except ProviderModelMissing:
             if await self._lists(model):
                 return None
@@ -233,7 +233,7 @@ class OpenAITrainer:
     async def _lists(self, model: str) -> bool:
         """Whether the model is on the list, or there is no list to ask: not every server has both routes."""
         try:
-            page = await _asked(self._client.models.list())
+            page = await asked(self._client.models.list())
         except ProviderError:
             return True
         return any(listed.id == model for listed in page.data)

@@ -10,14 +10,18 @@ from shared.store.passes import Halt, PassId
 from worker.completions import job_error
 from worker.outcomes import Done, Fail, Outcome, Pause, Wait
 from worker.stages import Save, Tools
+from worker.stages.batch import generate_by_batches
 
 _LOOK_AGAIN_SECONDS = 15.0  # the pump rings when the pass is complete; this is for the bell that was lost
 
 
 async def generate(job: Job, tools: Tools, save: Save) -> Outcome:
     """One look at the teacher's pass."""
-    if job.counters.settled == 0 and (missing := await _missing_model(job, tools)) is not None:
+    untouched = job.counters.settled == 0 and not job.batches
+    if untouched and (missing := await _missing_model(job, tools)) is not None:
         return Fail(missing)
+    if job.spec.teacher.mode == "batch":
+        return await generate_by_batches(job, tools, save)
     prompts = job.counters.prompts_total
     smoke = tools.settings.smoke_completions
     outcome = await run_pass(job, teacher_plan(job), tools, prompts=prompts, smoke=smoke if prompts > smoke else 0)

@@ -1,0 +1,155 @@
+"""Batches over the openai SDK: any server that speaks files and batches (openai-contract §4).
+
+As in openai.py every call goes out once, and no exception of the SDK leaves this file."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+from typing import Final
+
+import httpx2
+import openai
+import structlog
+from openai.types import Batch as SdkBatch
+
+from shared.errors import ProviderError, ProviderModelMissing, ProviderRejected, ProviderUnavailable
+from shared.ports import Batch, BatchFault
+from shared.settings import ProviderSettings
+from worker.providers.answers import error_of
+from worker.providers.openai import asked, sdk_client
+
+_log: Final = structlog.get_logger()
+
+#: The provider's statuses in our words; one that is not here is logged and never taken for an end.
+STATES: Final[Mapping[str, str]] = {
+    "validating": "waiting",
+    "in_progress": "running",
+    "finalizing": "running",
+    "cancelling": "cancelling",
+    "failed": "failed",
+    "completed": "over",
+    "expired": "over",
+    "cancelled": "over",
+}
+_ENDPOINT: Final = "/v1/chat/completions"
+_LIST_PAGES_MAX: Final = 100
+_FAULTS_MAX: Final = 20
+_CODE_CHARS: Final = 64
+_WRAPPING_BYTES: Final = 10_000  # of a line around the answer itself
+
+
+class OpenAIBatcher:
+    """Batches of chat completions of one endpoint."""
+
+    def __init__(self, provider: ProviderSettings, *, timeout_seconds: float) -> None:
+        self._client = sdk_client(provider, timeout_seconds)
+        self._line_max_bytes = provider.answer_max_bytes + _WRAPPING_BYTES
+
+    async def find_file(self, filename: str) -> str | None:
+        page = await asked(self._client.files.list(purpose="batch", limit=1000, order="desc"))
+        for _ in range(_LIST_PAGES_MAX):
+            for file in page.data:
+                if file.filename == filename:
+                    return file.id
+            if not page.has_next_page():
+                break
+            page = await asked(page.get_next_page())
+        return None
+
+    async def upload(self, path: Path, filename: str) -> str:
+        with path.open("rb") as lines:
+            file = await asked(self._client.files.create(file=(filename, lines, "application/jsonl"), purpose="batch"))
+        return file.id
+
+    async def submit(self, input_file: str, metadata: dict[str, str]) -> Batch:
+        batch = await asked(
+            self._client.batches.create(
+                input_file_id=input_file, endpoint=_ENDPOINT, completion_window="24h", metadata=metadata
+            )
+        )
+        return _batch(batch)
+
+    async def find(self, metadata: dict[str, str], input_file: str, *, not_before: int) -> list[Batch]:
+        """Read newest first: the list knows no filter."""
+        found: list[Batch] = []
+        page = await asked(self._client.batches.list(limit=100))
+        for _ in range(_LIST_PAGES_MAX):
+            batches = [_batch(batch) for batch in page.data]
+            found += [
+                batch
+                for batch in batches
+                if batch.input_file == input_file or all(batch.metadata.get(k) == v for k, v in metadata.items())
+            ]
+            if not page.has_next_page() or (batches and batches[-1].created_at < not_before):
+                break
+            page = await asked(page.get_next_page())
+        return sorted((batch for batch in found if batch.created_at >= not_before), key=lambda batch: batch.created_at)
+
+    async def poll(self, batch_id: str) -> Batch | None:
+        try:
+            return _batch(await asked(self._client.batches.retrieve(batch_id)))
+        except ProviderModelMissing:  # 404: the batch is gone
+            return None
+
+    async def cancel(self, batch_id: str) -> None:
+        try:
+            await asked(self._client.batches.cancel(batch_id))
+        except (ProviderRejected, ProviderModelMissing):
+            return  # it has ended, or is gone
+        except ProviderError as error:
+            if error.status != httpx2.codes.CONFLICT:  # 409: it has ended, or is ending
+                raise
+
+    async def lines(self, file_id: str) -> AsyncIterator[bytes]:
+        """Cut from the stream as it comes; a line longer than any answer we would keep is left out."""
+        rest = bytearray()
+        skipping = False
+        try:
+            async with self._client.files.with_streaming_response.content(file_id) as response:
+                async for part in response.iter_bytes(65_536):
+                    *ends, following = part.split(b"\n")
+                    for end in ends:
+                        line = bytes(rest) + end
+                        rest.clear()
+                        if line.strip() and not skipping:
+                            yield line
+                        skipping = False
+                    rest += following
+                    if skipping or len(rest) > self._line_max_bytes:
+                        _log.warning("batch_line_too_long", file=file_id)
+                        skipping = True
+                        rest.clear()
+        except openai.APIStatusError as error:
+            raise error_of(error.status_code, error.response.content, error.response.headers.get) from None
+        except (openai.OpenAIError, httpx2.HTTPError, httpx2.StreamError):
+            raise ProviderUnavailable(
+                "The batch's file could not be read to its end.", billed_maybe=False, provider_code="disconnected"
+            ) from None
+        if rest.strip() and not skipping:
+            yield bytes(rest)
+
+    async def close(self) -> None:
+        await self._client.close()
+
+
+def _batch(batch: SdkBatch) -> Batch:
+    state = STATES.get(batch.status)
+    if state is None:
+        _log.warning("unknown_batch_status", status=str(batch.status)[:_CODE_CHARS], batch=batch.id)
+        state = "running"
+    counts = batch.request_counts
+    faults = (batch.errors.data or [])[:_FAULTS_MAX] if batch.errors is not None else []
+    return Batch(
+        id=batch.id,
+        status=str(batch.status)[:_CODE_CHARS],
+        state=state,
+        created_at=batch.created_at,
+        input_file=batch.input_file_id,
+        metadata=dict(batch.metadata or {}),
+        completed=counts.completed if counts else 0,
+        failed=counts.failed if counts else 0,
+        output_file=batch.output_file_id,
+        error_file=batch.error_file_id,
+        faults=[BatchFault(fault.code and fault.code[:_CODE_CHARS], fault.line, fault.param) for fault in faults],
+    )
