@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 
-NAMES = ("completions", "workers", "limits", "fairness", "million")
+NAMES = ("completions", "workers", "limits", "fairness", "million", "clients")
 
 
 def main() -> None:
