@@ -51,6 +51,8 @@ _LOOK_FOR_LOST_SECONDS: Final = 5.0
 _TWIN_SECONDS: Final = 5.0  # before the ledger is asked again about a completion that another job is buying
 _CANCELLING_SECONDS: Final = 1800  # the provider promises ten minutes; after this it is not waited for
 _SETTLED_TOGETHER: Final = 200
+#: A round may take a day.  After the first, one that the budget cuts to a smaller share of what is left is not begun.
+_WORTH_A_ROUND: Final = 0.1
 #: The file is good, and the model's queue is full for now.
 _CROWDED: Final = frozenset({"token_limit_exceeded"})
 _ENDPOINT: Final = "/v1/chat/completions"
@@ -318,6 +320,10 @@ class _Batches:
                 end, more, self._short = min(end, (chunk + 1) * self._job.chunk_size), False, True
             if more or self._short:
                 break
+        left = total - self._job.counters.settled
+        if self._short and run.first == 0 and number and granted < _WORTH_A_ROUND * left:
+            await self._let_go(number, lost=False)
+            granted = 0
         if granted:
             await self._keep(number, replace(run, step="uploading", end=end, more=more, requests=granted))
             return True
