@@ -1,0 +1,279 @@
+"""Teachers and trainers in memory: product ports, spoken by scripts.  Each keeps what it was asked."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from shared.errors import StoreError
+from shared.ports import Completion, CompletionRequest, TrainingEvent, TrainingJob, TrainingRequest
+from shared.pricing import Prices
+from shared.retries import RetryPolicy
+from shared.settings import ProviderSettings
+from shared.store import Store
+from worker.providers.answers import parse_completion
+from worker.pump import Pump, PumpLimits
+
+Line = str | BaseException | Awaitable[Any]
+
+
+def an_answer(text: str = "Billing", *, prompt_tokens: int = 10, completion_tokens: int = 5) -> Completion:
+    """As a provider's JSON would be read."""
+    body = {
+        "id": "chatcmpl-1",
+        "choices": [{"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}],
+        "usage": {"prompt_tokens": prompt_tokens, "completion_tokens": completion_tokens},
+    }
+    return parse_completion(msgspec.json.encode(body), {"x-request-id": "req_1"}.get, latency_ms=7)
+
+
+class ScriptedTeacher:
+    """Answers each prompt by its script: what to say or raise at the first call, the second, …; the last line stays.
+
+    script: the lines of every prompt, or a function from the prompt's text to its lines.  asked: the prompts' texts in
+    the order of the calls.  seconds: how long an answer takes."""
+
+    def __init__(self, script: Sequence[Line] | Callable[[str], Sequence[Line]] = ("Billing",), *, seconds: float = 0):
+        self.script = script
+        self.seconds = seconds
+        self.asked: list[str] = []
+        self.at_once = 0
+        self.most_at_once = 0
+
+    @property
+    def calls(self) -> Counter[str]:
+        return Counter(self.asked)
+
+    async def complete(self, request: CompletionRequest) -> Completion:
+        text = request.body["messages"][-1]["content"]
+        lines = self.script(text) if callable(self.script) else self.script
+        line = lines[min(self.asked.count(text), len(lines) - 1)]
+        self.asked.append(text)
+        self.at_once += 1
+        self.most_at_once = max(self.most_at_once, self.at_once)
+        try:
+            await asyncio.sleep(self.seconds)
+            if isinstance(line, BaseException):
+                raise line
+            if not isinstance(line, str):
+                line = await line
+            return line if isinstance(line, Completion) else an_answer(str(line))
+        finally:
+            self.at_once -= 1
+
+    async def close(self) -> None:
+        pass
+
+
+class ScriptedTrainer:
+    """A fine-tuning provider that remembers.  faults: raised once each, by the name of the call it interrupts; a name
+    ending in `!` interrupts after the work was done, as when the answer was lost."""
+
+    def __init__(self, *, keeps_metadata: bool = True) -> None:
+        self.keeps_metadata = keeps_metadata
+        self.files: list[tuple[str, str, bytes]] = []
+        self.jobs: list[TrainingJob] = []
+        self.submitted: list[TrainingRequest] = []
+        self.cancelled: list[str] = []
+        self.faults: dict[str, BaseException] = {}
+        self.calls: list[str] = []
+        self.visible_after = 0  # finds that do not see a new job yet
+        self.status = "succeeded"
+
+    @contextlib.contextmanager
+    def _call(self, name: str) -> Any:
+        self.calls.append(name)
+        if (error := self.faults.pop(name, None)) is not None:
+            raise error
+        yield
+        if (error := self.faults.pop(name + "!", None)) is not None:
+            raise error
+
+    async def find_file(self, filename: str) -> str | None:
+        with self._call("find_file"):
+            return next((id_ for id_, name, _ in reversed(self.files) if name == filename), None)
+
+    async def upload(self, path: Path, filename: str) -> str:
+        with self._call("upload"):
+            self.files.append((f"file-{len(self.files)}", filename, path.read_bytes()))
+        return self.files[-1][0]
+
+    async def submit(self, request: TrainingRequest) -> TrainingJob:
+        with self._call("submit"):
+            self.submitted.append(request)
+            self.jobs.append(
+                TrainingJob(
+                    id=f"ftjob-{len(self.jobs)}",
+                    status="running",
+                    state="running",
+                    created_at=2_000_000_000 + len(self.jobs),
+                    training_file=request.training_file,
+                    metadata=request.metadata if self.keeps_metadata else {},
+                )
+            )
+        return self.jobs[-1]
+
+    async def find(self, metadata: dict[str, str], training_file: str, *, not_before: int) -> list[TrainingJob]:
+        with self._call("find"):
+            if self.visible_after > 0:
+                self.visible_after -= 1
+                return []
+            return [
+                job
+                for job in self.jobs
+                if job.created_at >= not_before
+                and (job.training_file == training_file or all(job.metadata.get(k) == v for k, v in metadata.items()))
+            ]
+
+    async def poll(self, job_id: str) -> TrainingJob | None:
+        with self._call("poll"):
+            job = next(job for job in self.jobs if job.id == job_id)
+            if job.id in self.cancelled:
+                return msgspec.structs.replace(job, status="cancelled", state="cancelled")
+            model = f"ft:{job.id}" if self.status == "succeeded" else None
+            return msgspec.structs.replace(job, status=self.status, state=self.status, fine_tuned_model=model)
+
+    async def cancel(self, job_id: str) -> None:
+        with self._call("cancel"):
+            self.cancelled.append(job_id)
+
+    async def events(self, job_id: str, *, after: str | None) -> Sequence[TrainingEvent]:
+        with self._call("events"):
+            return []
+
+    async def shutdown_date(self, model: str) -> str | None:
+        with self._call("shutdown_date"):
+            return None
+
+    async def close(self) -> None:
+        pass
+
+
+class Lab:
+    """All providers of a test, under the name `lab`.  prices: a price list of 1 nano-dollar per token, or None."""
+
+    def __init__(
+        self, teacher: Any = None, trainer: ScriptedTrainer | None = None, *, prices: str | None = None
+    ) -> None:
+        self.the_teacher = teacher or ScriptedTeacher()
+        self.the_trainer: ScriptedTrainer = trainer or ScriptedTrainer()
+        self._settings = ProviderSettings(base_url="http://lab.invalid/v1", prices=prices)
+
+    def settings(self, name: str) -> ProviderSettings:
+        return self._settings
+
+    def teacher(self, name: str) -> Any:
+        return self.the_teacher
+
+    def trainer(self, name: str) -> ScriptedTrainer:
+        return self.the_trainer
+
+    def archive(self, name: str) -> None:
+        return None
+
+    async def close(self) -> None:
+        pass
+
+
+def prices_of_a_nano(folder: Path) -> Prices:
+    """1 nano-dollar per token, for the price list `lab`."""
+    file = folder / "prices.toml"
+    file.write_text('[lab."*"]\ninput = "0.001"\noutput = "0.001"\n', encoding="utf-8")
+    return Prices(file)
+
+
+class Flaky:
+    """Something of the store's that fails on command.  fail: names of methods that raise StoreError, so many times.
+    -1: until told otherwise."""
+
+    def __init__(self, real: Any) -> None:
+        self._real = real
+        self.fail: dict[str, int] = {}
+        self.failed: Counter[str] = Counter()
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self._real, name)
+        if not callable(value):
+            return value
+
+        async def call(*args: Any, **kwargs: Any) -> Any:
+            if self.fail.get(name, 0) != 0:
+                self.fail[name] -= 1
+                self.failed[name] += 1
+                raise StoreError("The store is away.")
+            return await value(*args, **kwargs)
+
+        return call
+
+
+def flaky(store: Store) -> Store:
+    """The same store, whose parts can be told to fail."""
+    for part in ("jobs", "passes", "content"):
+        setattr(store, part, Flaky(getattr(store, part)))
+    return store
+
+
+def limits(**fields: Any) -> PumpLimits:
+    """Impatient: what takes half a minute in production takes a moment here."""
+    defaults: dict[str, Any] = {
+        "in_flight": 20,
+        "chunk_lease_seconds": 0.6,
+        "takeover_grace_seconds": 0.05,
+        "shutdown_grace_seconds": 2,
+        "smoke_completions": 0,
+        "retry": RetryPolicy(attempts_max=3, base_seconds=0.02, cap_seconds=0.1),
+        "discover_seconds": 0.05,
+    }
+    return PumpLimits(**defaults | fields)
+
+
+@contextlib.asynccontextmanager
+async def pumping(
+    store: Store, lab: Lab, *, prices: Prices | None = None, **of_limits: Any
+) -> AsyncIterator[tuple[Pump, list[str]]]:
+    """A running pump, and the jobs it has called the engine for.  At the end it is abandoned, as by kill -9."""
+    called: list[str] = []
+
+    async def on_complete(job_id: str) -> None:
+        called.append(job_id)
+
+    pump = Pump(
+        store,
+        lab,  # type: ignore[arg-type]  # the in-memory twin of Providers
+        prices or Prices(),
+        limits(**of_limits),
+        secret=b"s" * 32,
+        on_complete=on_complete,  # type: ignore[arg-type]  # a JobId is a str
+    )
+    running = asyncio.create_task(pump.run())
+    try:
+        yield pump, called
+    finally:
+        await abandon(pump, running)
+
+
+async def abandon(pump: Pump, running: asyncio.Task[None] | None = None) -> None:
+    """What is left of a pump after kill -9: nothing; its leases and marks stay in the store."""
+    for task in [*pump._tasks, *([running] if running else [])]:
+        task.cancel()
+    await asyncio.sleep(0)
+
+
+async def until(condition: Callable[[], Awaitable[Any] | Any], *, seconds: float = 5) -> None:
+    """Wait for something that must come true; say what did not."""
+    deadline = time.monotonic() + seconds
+    while True:
+        found = condition()
+        if asyncio.iscoroutine(found):
+            found = await found
+        if found:
+            return
+        assert time.monotonic() < deadline, f"Still not so after {seconds} s."
+        await asyncio.sleep(0.01)

@@ -1,0 +1,465 @@
+"""The engine: a job goes through its stages, survives crashes between any two steps, and trains each student once."""
+
+import asyncio
+import contextlib
+import itertools
+
+import pytest
+from builders import a_job, a_spec, accepted, claimed, loaded, prompts
+from doubles import Flaky, Lab, ScriptedTeacher, ScriptedTrainer, pumping, until
+
+from shared.errors import (
+    ProviderAuthFailed,
+    ProviderQuotaExhausted,
+    ProviderRejected,
+    ProviderTrainingClosed,
+    ProviderUnavailable,
+)
+from shared.lifecycle import TERMINAL, JobStatus, PausedReason, Stage
+from shared.models import Curation, FineTune, Manifest, Split, Student
+from shared.pricing import Prices
+from shared.settings import Settings
+from shared.store.jobs import Change
+from shared.store.passes import Halt, PassId
+from worker.engine import Engine
+from worker.stages import Tools
+
+pytestmark = pytest.mark.anyio
+S = JobStatus
+LOST = ProviderUnavailable("The answer was lost.", provider_code="timeout")
+
+
+def not_yet(why):
+    """A defect that is known and described by the test below; the mark goes with it."""
+    return pytest.mark.xfail(strict=True, reason=why)
+
+
+@pytest.fixture
+def store(real_store):
+    return real_store
+
+
+def the_settings(**fields):
+    defaults = {
+        "redis_url": "redis://unused",
+        "secret_key": "s" * 32,
+        "smoke_completions": 0,
+        "poll_min_seconds": 0.01,
+        "poll_max_seconds": 0.02,
+        "takeover_grace_seconds": 0.0,
+        "lease_seconds": 1.0,
+        "retry_base_seconds": 0.001,
+        "retry_cap_seconds": 0.002,
+        "unknown_outcome_wait_seconds": 0.2,
+    }
+    return Settings(_env_file=None, **defaults | fields)
+
+
+def an_engine(store, lab=None, **fields):
+    return Engine(Tools(store, lab or Lab(), Prices(), the_settings(**fields), lambda: None))
+
+
+class Killed(BaseException):
+    """The process is gone: nothing is caught, nothing is written, the lease stays."""
+
+
+async def let_the_lease_run_out(store, job):
+    await store._redis.hset(f"d:{{{job.id}}}:job", "lease_until_ms", 1)
+
+
+async def rung(store, engine, job, *, times=60, until_status=None):
+    """Ring for the job again and again, as the sweep would, until it has ended or stands where it should."""
+    for _ in range(times):
+        await engine.advance(job.id)
+        found = await loaded(store, job.id)
+        if found.status in TERMINAL or found.status is until_status:
+            return found
+        await asyncio.sleep(0.01)
+    return await loaded(store, job.id)
+
+
+def a_whole_job(count=40, **fields):
+    spec = a_spec(split=Split(holdout=0.25, validation=0.1), curation=Curation(min_accepted=1), **fields)
+    return a_job(spec=spec, chunk_size=10, fine_tunes=[FineTune() for _ in spec.students])
+
+
+async def in_training(store, *, students=1):
+    """A job whose dataset is curated and whose students wait for their training."""
+    spec = a_spec(students=[Student(provider="lab", model=f"base-{n}") for n in range(students)])
+    job = await accepted(store, a_job(spec=spec), prompts(2))
+    manifest = Manifest(sha256="ab" * 32, holdout_sha256="cd" * 32, train=2, validation=0, holdout=0, rejected={})
+    await store.jobs.change(job, Change(status=S.RUNNING, set={"stage": Stage.TRAINING, "manifest": manifest}))
+    return await loaded(store, job.id)
+
+
+# --- the way through -------------------------------------------------------------------------------------------------
+
+
+async def test_a_job_goes_through_its_stages_to_success(store):
+    teacher = ScriptedTeacher(lambda text: [f"Answer to {text}"])
+    lab = Lab(teacher)
+    job = await accepted(store, a_whole_job(), prompts(40))
+
+    async with pumping(store, lab):
+        ended = await rung(store, an_engine(store, lab), job)
+
+    assert ended.status is S.SUCCEEDED
+    stages = [e.stage for e in await store.jobs.events(job.id, after=1, limit=99) if e.type == "status"]
+    assert list(dict.fromkeys(stages)) == list(Stage)
+    assert (await store.jobs.results(job.id)) is not None
+    assert len(lab.the_trainer.submitted) == 1
+
+
+async def test_a_bell_rung_many_times_at_once_moves_a_job_once(store):
+    job = await accepted(store, a_whole_job(), prompts(40))
+    engine = an_engine(store)
+
+    await asyncio.gather(*(engine.advance(job.id) for _ in range(10)))
+
+    running = [e for e in await store.jobs.events(job.id, after=0, limit=99) if e.type == "status"]
+    assert len(running) == 1
+
+
+@pytest.mark.parametrize(
+    "status",
+    [
+        S.RUNNING,
+        pytest.param(S.QUEUED, marks=not_yet("a queued job cannot fail; the refused change is decided again for ever")),
+    ],
+)
+async def test_a_job_that_no_worker_can_carry_fails_instead_of_looping(store, status):
+    job = await in_training(store) if status is S.RUNNING else await accepted(store, a_whole_job(), prompts(40))
+    for _ in range(5):
+        await claimed(store, job)
+        await let_the_lease_run_out(store, job)
+
+    load, looks = store.jobs.load, itertools.count(1)
+
+    async def bounded(job_id):
+        if next(looks) > 20:
+            raise Killed
+        return await load(job_id)
+
+    store.jobs.load = bounded
+    with contextlib.suppress(Killed):
+        await an_engine(store, takeovers_max=3).advance(job.id)
+    store.jobs.load = load
+
+    ended = await loaded(store, job.id)
+    assert (ended.status, ended.error.code) == (S.FAILED, "attempts_exhausted")
+
+
+async def test_a_job_past_its_deadline_fails_and_its_training_is_cancelled(store):
+    lab, job = Lab(trainer=ScriptedTrainer()), await in_training(store)
+    lab.the_trainer.status = "running"
+    engine = an_engine(store, lab)
+    await rung(store, engine, job, times=3)
+    await store.jobs.change(job, Change(set={"deadline_at_ms": 1}))
+
+    ended = await rung(store, engine, job)
+
+    assert (ended.status, ended.error.code) == (S.FAILED, "deadline_exceeded")
+    assert lab.the_trainer.cancelled == ["ftjob-0"]
+
+
+async def test_a_defect_in_a_stage_is_tried_again_a_bounded_number_of_times(store):
+    lab, job = Lab(), await in_training(store)
+    lab.the_trainer.faults = {"find_file": ValueError("one defect")}
+
+    assert (await rung(store, an_engine(store, lab), job, until_status=None, times=9)).stage is not Stage.GENERATING
+
+    class Broken(ScriptedTrainer):
+        async def find_file(self, filename):
+            raise ValueError("the same defect, always")
+
+    again = await in_training(store)
+    ended = await rung(store, an_engine(store, Lab(trainer=Broken()), stage_attempts_max=4), again)
+    assert (ended.status, ended.error.code) == (S.FAILED, "attempts_exhausted")
+
+
+# --- the owner -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stage", list(Stage))
+async def test_a_job_can_be_cancelled_in_every_stage(store, stage):
+    job = await in_training(store)
+    await store.jobs.change(job, Change(set={"stage": stage}))
+    await store.jobs.change(job, Change(status=S.CANCELLING))
+
+    assert (await rung(store, an_engine(store), job)).status is S.CANCELLED
+
+
+@pytest.mark.parametrize("answer", ["came", "was lost"])
+async def test_cancelling_ends_the_training_at_the_provider(store, answer):
+    trainer, job = ScriptedTrainer(), await in_training(store)
+    trainer.status = "running"
+    if answer == "was lost":
+        trainer.faults["submit!"] = LOST
+    engine = an_engine(store, Lab(trainer=trainer))
+    await rung(store, engine, job, times=1)
+    await store.jobs.change(job, Change(status=S.CANCELLING))
+
+    ended = await rung(store, engine, job)
+
+    assert ended.status is S.CANCELLED
+    assert trainer.cancelled == ["ftjob-0"]
+
+
+@not_yet("cancelling looks once; a submission that shows later is trained and billed")
+async def test_cancelling_waits_for_a_submission_that_does_not_show_yet(store):
+    trainer, job = ScriptedTrainer(), await in_training(store)
+    trainer.faults["submit!"] = LOST
+    trainer.visible_after = 2
+    engine = an_engine(store, Lab(trainer=trainer))
+    await rung(store, engine, job, times=1)
+    await store.jobs.change(job, Change(status=S.CANCELLING))
+
+    await rung(store, engine, job)
+
+    assert trainer.cancelled == ["ftjob-0"]
+
+
+@not_yet("a pause decided while cancelling is refused, and decided again at once, for ever")
+async def test_cancelling_without_credit_does_not_spin(store):
+    trainer, job = ScriptedTrainer(), await in_training(store)
+    trainer.status = "running"
+    engine = an_engine(store, Lab(trainer=trainer))
+    await rung(store, engine, job, times=2)
+
+    async def no_credit(_):
+        trainer.calls.append("cancel")
+        if trainer.calls.count("cancel") > 20:
+            raise Killed
+        raise ProviderQuotaExhausted("No credit.", status=429)
+
+    trainer.cancel = no_credit
+    await store.jobs.change(job, Change(status=S.CANCELLING))
+
+    with contextlib.suppress(Killed):
+        await engine.advance(job.id)
+
+    assert trainer.calls.count("cancel") == 1
+
+
+async def test_a_job_resumed_while_a_worker_looks_at_it_is_not_put_to_sleep(store):
+    job = await in_training(store)
+    await store.jobs.change(job, Change(status=S.PAUSED))
+    engine = an_engine(store)
+    load = store.jobs.load
+
+    async def resumed_in_between(job_id):
+        found = await load(job_id)
+        if found.status is S.PAUSED:
+            await store.jobs.change(found, Change(status=S.RUNNING, due_in_seconds=0))
+        return found
+
+    store.jobs.load = resumed_in_between
+    await engine.advance(job.id)
+    store.jobs.load = load
+
+    ended = await rung(store, engine, job)
+    assert ended.status is not S.PAUSED
+    assert ended.fine_tunes[0].step != "new"
+
+
+async def test_two_passes_halted_at_once_need_one_resume(store):
+    lab = Lab(ScriptedTeacher(lambda text: [f"Answer to {text}"]))
+    job = await accepted(store, a_whole_job(), prompts(40))
+    engine = an_engine(store, lab)
+    async with pumping(store, lab):
+        await until(lambda: _in_stage(store, engine, job, Stage.TRAINING))
+    lab.the_teacher.script = [ProviderQuotaExhausted("No credit.", status=429)]
+    async with pumping(store, lab):
+        paused = await rung(store, engine, job, until_status=S.PAUSED)
+        await asyncio.sleep(0.2)
+    assert paused.paused_reason is PausedReason.PROVIDER_QUOTA
+    for name in ("base-0", "student-0"):
+        await store.passes.halt(PassId(job.id, name), Halt("pause", "provider_quota"))
+
+    lab.the_teacher.script = ["Billing"]
+    await store.jobs.change(paused, Change(status=S.RUNNING, set={"paused_reason": None}, due_in_seconds=0))
+    async with pumping(store, lab):
+        ended = await rung(store, engine, job, until_status=S.PAUSED)
+
+    assert ended.status is S.SUCCEEDED
+
+
+async def _in_stage(store, engine, job, stage):
+    await engine.advance(job.id)
+    return list(Stage).index((await loaded(store, job.id)).stage or Stage.GENERATING) >= list(Stage).index(stage)
+
+
+# --- exactly one fine-tuning job -------------------------------------------------------------------------------------
+
+CALLS = [f"{call}{when}" for call in ("find_file", "upload", "submit", "find", "poll") for when in ("", "!")]
+
+
+@pytest.mark.parametrize("fault", [Killed(), LOST], ids=["killed", "no answer"])
+@pytest.mark.parametrize("call", CALLS)
+async def test_a_crash_at_any_call_to_the_trainer_leaves_one_submission(store, call, fault):
+    trainer, job = ScriptedTrainer(), await in_training(store)
+    trainer.faults[call] = fault
+    if call.startswith("find") and call != "find_file":
+        trainer.faults["submit!"] = LOST
+
+    ended = await _through_crashes(store, trainer, job)
+
+    assert [tune.step for tune in ended.fine_tunes] == ["ended"]
+    assert len(trainer.files) == 1
+    live = [found.id for found in trainer.jobs if found.id not in trainer.cancelled]
+    assert live == [ended.fine_tunes[0].fine_tuning_job_id]
+    assert len(trainer.submitted) == 1
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("save", range(1, 9))
+async def test_a_crash_at_any_write_of_the_row_leaves_one_submission(store, save, when):
+    trainer, job = ScriptedTrainer(), await in_training(store)
+    change, count = store.jobs.change, itertools.count(1)
+
+    async def killed_at_one(*args, **kwargs):
+        number = next(count)
+        if number == save and when == "before":
+            raise Killed
+        answer = await change(*args, **kwargs)
+        if number == save:
+            raise Killed
+        return answer
+
+    store.jobs.change = killed_at_one
+
+    ended = await _through_crashes(store, trainer, job)
+
+    assert [tune.step for tune in ended.fine_tunes] == ["ended"]
+    assert (len(trainer.files), len(trainer.submitted)) == (1, 1)
+
+
+async def test_a_submission_that_shows_late_is_adopted_and_not_made_again(store):
+    trainer, job = ScriptedTrainer(), await in_training(store)
+    trainer.faults["submit!"] = LOST
+    trainer.visible_after = 2
+
+    ended = await _through_crashes(store, trainer, job, unknown_outcome_wait_seconds=5)
+
+    assert ended.fine_tunes[0].fine_tuning_job_id == "ftjob-0"
+    assert len(trainer.submitted) == 1
+
+
+async def test_a_submission_that_never_arrived_is_made_again(store):
+    trainer, job = ScriptedTrainer(), await in_training(store)
+    trainer.faults["submit"] = LOST
+
+    ended = await _through_crashes(store, trainer, job, unknown_outcome_wait_seconds=0.05)
+
+    assert (len(trainer.jobs), ended.fine_tunes[0].status) == (1, "succeeded")
+
+
+@not_yet("all but the oldest are cancelled, also when the row follows another one")
+async def test_of_two_submissions_the_one_that_is_followed_is_kept(store):
+    trainer, job = ScriptedTrainer(), await in_training(store)
+    trainer.faults["submit!"] = LOST
+    trainer.visible_after = 10
+
+    async def look():
+        ended = await _through_crashes(store, trainer, job, unknown_outcome_wait_seconds=0.01, times=8)
+        trainer.visible_after = 0
+        return ended
+
+    trainer.status = "running"
+    await look()
+    trainer.status = "succeeded"
+    ended = await _through_crashes(store, trainer, job)
+
+    assert len(trainer.jobs) == 2
+    assert ended.fine_tunes[0].fine_tuning_job_id not in trainer.cancelled
+    assert len(trainer.cancelled) == 1
+
+
+@pytest.mark.parametrize(
+    "keeps_metadata",
+    [True, pytest.param(False, marks=not_yet("students share one training file, by which each takes the other's job"))],
+)
+async def test_students_of_one_provider_do_not_take_each_others_jobs(store, keeps_metadata):
+    trainer, job = ScriptedTrainer(keeps_metadata=keeps_metadata), await in_training(store, students=2)
+
+    ended = await _through_crashes(store, trainer, job)
+
+    assert [tune.fine_tuning_job_id for tune in ended.fine_tunes] == ["ftjob-0", "ftjob-1"]
+    assert trainer.cancelled == []
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (ProviderRejected("No.", status=400), "provider_rejected_training"),
+        (ProviderTrainingClosed("Closed.", status=403), "provider_training_closed"),
+        (ProviderAuthFailed("No.", status=401), "provider_auth_failed"),
+    ],
+)
+async def test_a_definite_no_fails_the_job_and_is_not_asked_again(store, error, code):
+    trainer, job = ScriptedTrainer(), await in_training(store)
+    trainer.faults["submit"] = error
+
+    ended = await _through_crashes(store, trainer, job)
+
+    assert (ended.status, ended.error.code) == (S.FAILED, code)
+    assert trainer.calls.count("submit") == 1
+
+
+async def test_training_without_credit_pauses_the_job(store):
+    trainer, job = ScriptedTrainer(), await in_training(store)
+    trainer.faults["submit"] = ProviderQuotaExhausted("No credit.", status=429)
+
+    paused = await rung(store, an_engine(store, Lab(trainer=trainer)), job, until_status=S.PAUSED)
+
+    assert paused.paused_reason is PausedReason.PROVIDER_QUOTA
+    assert paused.fine_tunes[0].step == "uploaded"
+
+
+@not_yet("what is being trained goes on, and is billed, when another student's provider ends the job")
+async def test_a_job_that_fails_in_training_leaves_no_training_behind(store):
+    trainer, job = ScriptedTrainer(), await in_training(store, students=2)
+    trainer.status = "running"
+    engine = an_engine(store, Lab(trainer=trainer))
+    await rung(store, engine, job, times=2)
+    trainer.faults["poll"] = ProviderAuthFailed("No.", status=401)
+
+    ended = await rung(store, engine, job)
+
+    assert ended.status is S.FAILED
+    assert sorted(trainer.cancelled) == ["ftjob-0", "ftjob-1"]
+
+
+async def _through_crashes(store, trainer, job, *, times=60, **fields):
+    """Worker after worker takes the job, each with a new engine, until training is over."""
+    for _ in range(times):
+        engine = an_engine(store, Lab(trainer=trainer), **fields)
+        try:
+            await engine.advance(job.id)
+        except Killed:
+            await let_the_lease_run_out(store, job)
+        found = await loaded(store, job.id)
+        if found.status in TERMINAL or found.stage is Stage.EVALUATING:
+            return found
+        await asyncio.sleep(0.01)
+    return await loaded(store, job.id)
+
+
+# --- the store -------------------------------------------------------------------------------------------------------
+
+
+async def test_a_store_that_is_away_for_a_moment_costs_the_job_nothing(store):
+    job = await in_training(store)
+    store.jobs = Flaky(store.jobs)
+    store.jobs.fail = {"load": 1, "change": 2}
+    trainer = ScriptedTrainer()
+    lab = Lab(trainer=trainer)
+
+    for _ in range(4):
+        await an_engine(store, lab).advance(job.id)
+        await let_the_lease_run_out(store, job)
+    store.jobs.fail.clear()
+    ended = await _through_crashes(store, trainer, job)
+
+    assert ended.fine_tunes[0].step == "ended"
+    assert len(trainer.submitted) == 1
