@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import socket
 import sys
 
 import uvicorn
 from pydantic import ValidationError
 
 from api.app import NoAdminKey, create_app
+from api.watch import Watcher
 from shared.logs import configure_logs
 from shared.settings import load_settings
 
@@ -27,7 +29,7 @@ def main() -> int:
     except (NoAdminKey, ValueError, OSError) as error:
         sys.stderr.write(f"{error}\n")
         return 2
-    uvicorn.run(
+    config = uvicorn.Config(
         app,
         host=settings.api_host,
         port=settings.api_port,
@@ -37,7 +39,20 @@ def main() -> int:
         proxy_headers=False,
         timeout_graceful_shutdown=_GRACE_SECONDS,
     )
+    _Server(config, app.state.services.watcher).run()
     return 0
+
+
+class _Server(uvicorn.Server):
+    """On SIGTERM answers first whoever waits or listens: none of them would end by itself."""
+
+    def __init__(self, config: uvicorn.Config, watcher: Watcher) -> None:
+        super().__init__(config)
+        self._watcher = watcher
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._watcher.drain()
+        await super().shutdown(sockets=sockets)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from api.keyring import KeyRing
 from api.middleware import RequestContext
 from api.routers import api_keys, jobs, service
 from api.validation import request_error
+from api.watch import Slots, Watcher
 from shared.errors import DistillError
 from shared.jobs import Bell, Jobs, Limits
 from shared.pricing import Prices
@@ -48,10 +49,13 @@ def create_app(settings: Settings, *, store: Store | None = None, doorbell: Bell
         limits=_limits(settings),
     )
 
+    watcher = Watcher(used_store.jobs)
+
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         await asyncio.to_thread(prices.is_priced, "openai", "gpt-4o")  # loads the price list before anybody waits
         yield
+        await watcher.close()
         await job_cases.close()
         if isinstance(bell, Doorbell):
             bell.close()
@@ -69,7 +73,13 @@ def create_app(settings: Settings, *, store: Store | None = None, doorbell: Bell
         lifespan=lifespan,
     )
     app.state.services = Services(
-        settings=settings, store=used_store, jobs=job_cases, keyring=KeyRing(used_store.api_keys)
+        settings=settings,
+        store=used_store,
+        jobs=job_cases,
+        keyring=KeyRing(used_store.api_keys),
+        watcher=watcher,
+        waits=Slots(most=settings.waits_max),
+        streams=Slots(most=settings.streams_max, most_per_tenant=settings.streams_per_tenant_max),
     )
     for router in ROUTERS:
         app.include_router(router)
@@ -94,6 +104,7 @@ def _limits(settings: Settings) -> Limits:
         webhook_allow_http=settings.webhook_allow_http,
         webhook_ports=settings.webhook_ports,
         webhook_allow_networks=settings.webhook_allow_networks,
+        active_jobs_max=settings.active_jobs_max,
     )
 
 

@@ -17,6 +17,7 @@ from api.keyring import KeyRing
 from api.problems import BodyTooLarge, UnsupportedMediaType
 from api.schemas import Scope
 from api.validation import faults_of, query_fault
+from api.watch import Slots, Watcher
 from shared.errors import BadRequest, Forbidden, Unauthenticated
 from shared.ids import TenantId
 from shared.jobs import Jobs, invalid
@@ -39,6 +40,9 @@ class Services:
     store: Store
     jobs: Jobs
     keyring: KeyRing
+    watcher: Watcher
+    waits: Slots
+    streams: Slots
 
 
 def _services(request: Request) -> Services:

@@ -1,11 +1,88 @@
-"""Streamed bodies."""
+"""Streamed bodies: lines of a dataset, and a job's events as they happen."""
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncGenerator, Callable
+from contextlib import AsyncExitStack, aclosing
+from typing import Final
+
 from fastapi.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from api.watch import Slots, Watcher
+from shared.ids import JobId, TenantId
+from shared.models import Event
+
+_RETRY_MS: Final = 2_000  # how soon a browser connects again after a stream that broke
 
 
 class Stream(StreamingResponse):
     """JSON lines.  When the store fails half-way, the connection breaks, so that no one takes a part for the whole."""
 
     media_type = "application/jsonl"
+
+
+class EventStream(StreamingResponse):
+    """Server-sent events.  Holds its place among the tenant's streams until the connection ends, however it does."""
+
+    media_type = "text/event-stream"
+
+    def __init__(self, frames: AsyncGenerator[bytes, None], held: AsyncExitStack) -> None:
+        super().__init__(frames, headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
+        self._frames, self._held = frames, held
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with self._held, aclosing(self._frames):
+            await super().__call__(scope, receive, send)
+
+
+def open_event_stream(
+    watcher: Watcher,
+    slots: Slots,
+    tenant: TenantId,
+    job_id: JobId,
+    *,
+    after: int,
+    keepalive_seconds: float,
+    show: Callable[[Event], str],
+) -> EventStream:
+    """The job's events later than `after`, then those to come, until the terminal one.  Raises TooMany.
+
+    show: an event as JSON."""
+    held = AsyncExitStack()
+    held.enter_context(slots.taken(tenant))
+    return EventStream(_frames(watcher, job_id, after, keepalive_seconds, show), held)
+
+
+async def _frames(
+    watcher: Watcher, job_id: JobId, after: int, keepalive_seconds: float, show: Callable[[Event], str]
+) -> AsyncGenerator[bytes, None]:
+    def frame(event: Event) -> bytes:
+        return f"id: {event.sequence}\nevent: {event.type}\ndata: {show(event)}\n\n".encode()
+
+    yield f"retry: {_RETRY_MS}\n\n".encode()
+    async with watcher.watching(job_id) as watched:
+        while not watcher.draining:
+            changed = watched.changed  # taken before looking, so that no change falls between
+            ended, last = watched.ended, watched.glance.sequence if watched.glance is not None else 0
+            found = await watched.events_after(after, watcher.jobs, frame)
+            if found:
+                after = found[-1][0]
+                yield b"".join(text for _, text in found)
+            elif ended and after >= last:
+                return
+            else:
+                try:
+                    await asyncio.wait_for(changed.wait(), keepalive_seconds)
+                except TimeoutError:
+                    yield b": still here\n\n"
+
+
+def wants_events(accept: str | None) -> bool:
+    """Whether an Accept header names text/event-stream."""
+    ranges = [part.partition(";") for part in (accept or "").lower().split(",")]
+    return any(
+        kind.strip() == EventStream.media_type and parameters.replace(" ", "") not in {"q=0", "q=0.0"}
+        for kind, _, parameters in ranges
+    )

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from typing import Annotated, Any, Final, Literal
 
-from fastapi import APIRouter, Depends, Header, Query, Response
+from fastapi import APIRouter, Depends, Header, Query, Request, Response
 
 from api.content import Filters, Format, SplitName, completion, completions, dataset_head, dataset_lines, matches
-from api.deps import Caller, Wired, authenticate, body_docs, json_body, known_query_only, requires
+from api.deps import Caller, Services, Wired, authenticate, body_docs, json_body, known_query_only, requires
 from api.idempotency import IdempotencyKey, repeatable
 from api.problems import RETRY_AFTER_SECONDS, documented
 from api.schemas import CompletionOut, EstimateOut, EventOut, JobCreate, JobOut, Page, Resume, page_of
-from api.streaming import Stream
+from api.streaming import Stream, open_event_stream, wants_events
+from api.waiting import WaitSeconds, hold
 from shared.errors import BadRequest, JobNotFinished, NotFound
 from shared.ids import event_id, locate_event
 from shared.lifecycle import TERMINAL, JobStatus
@@ -33,6 +35,7 @@ Limit = Annotated[int, Query(ge=1, le=100)]
 After = Annotated[str | None, Query(max_length=100, description="`last_id` of the page before")]
 Order = Annotated[Literal["asc", "desc"], Query()]
 IfNoneMatch = Annotated[str | None, Header()]
+_SEQUENCE_DIGITS: Final = 15
 _AS_KNOWN: Final[dict[int | str, dict[str, Any]]] = {304: {"description": "nothing has changed"}}
 
 
@@ -40,8 +43,8 @@ def _etag(version: int) -> str:
     return f'W/"{version}"'
 
 
-def _no_change(etag: str) -> Response:
-    return Response(status_code=304, headers={"ETag": etag})
+def _no_change(etag: str, further: Mapping[str, str] | None = None) -> Response:
+    return Response(status_code=304, headers={"ETag": etag, **(further or {})})
 
 
 def _shown(job: Job, response: Response) -> JobOut:
@@ -54,8 +57,10 @@ def _first_answer(job: Job) -> bytes:
     return JobOut.of(job).model_dump_json().encode()
 
 
-def _accepted(job: Job | Kept) -> Response:
-    """The answer to a new job; for a repeated request the same, byte by byte."""
+async def _accepted(
+    job: Job | Kept, services: Services, request: Request, caller: Caller, wait_seconds: int
+) -> Response:
+    """The answer to a new job; for a repeated request the same, byte by byte, unless it asks to be held."""
     job_id, body = (job.job_id, job.body) if isinstance(job, Kept) else (job.id, _first_answer(job))
     headers = {
         "Location": f"/v1/jobs/{job_id}",
@@ -65,6 +70,9 @@ def _accepted(job: Job | Kept) -> Response:
     }
     if isinstance(job, Kept):
         headers["Idempotent-Replayed"] = "true"
+    if applied := await hold(services, request, caller, job_id, wait_seconds):
+        now = await services.jobs.get(caller.tenant, job_id)
+        body, headers = _first_answer(now), headers | applied | {"ETag": _etag(now.version)}
     return Response(body, 202, headers, "application/json")
 
 
@@ -81,6 +89,8 @@ async def create_job(
     body: Annotated[JobCreate, json_body(JobCreate)],
     services: Wired,
     key: IdempotencyKey,
+    wait_seconds: WaitSeconds,
+    request: Request,
     validate_only: Annotated[bool, Query()] = False,
 ) -> Any:
     """Queue a distillation job.  With the answer in hand, the job survives a crash of every process."""
@@ -90,8 +100,10 @@ async def create_job(
         return Response(EstimateOut.of(plan).model_dump_json(), 200, media_type="application/json")
     async with repeatable(services.store, caller.tenant, "POST /v1/jobs", key, body, _first_answer) as once:
         if isinstance(once, Kept):
-            return _accepted(once)
-        return _accepted(await services.jobs.submit(caller.tenant, body.to_spec(), prompts, once=once))
+            new: Job | Kept = once
+        else:
+            new = await services.jobs.submit(caller.tenant, body.to_spec(), prompts, once=once)
+    return await _accepted(new, services, request, caller, wait_seconds)
 
 
 @router.get("", responses=documented(400))
@@ -112,13 +124,24 @@ async def list_jobs(
 
 @router.get("/{job_id}", response_model=JobOut, responses=documented(404) | _AS_KNOWN)
 async def get_job(
-    job_id: str, caller: Reader, services: Wired, response: Response, if_none_match: IfNoneMatch = None
+    job_id: str,
+    caller: Reader,
+    services: Wired,
+    response: Response,
+    wait_seconds: WaitSeconds,
+    request: Request,
+    if_none_match: IfNoneMatch = None,
 ) -> Any:
     """The job as it stands.  With `If-None-Match`, 304 while nothing has changed."""
+    applied = {}
+    if wait_seconds:
+        await services.jobs.version(caller.tenant, job_id)  # none of another tenant's
+        applied = await hold(services, request, caller, job_id, wait_seconds)
+        response.headers.update(applied)
     if if_none_match is not None:
         etag = _etag(await services.jobs.version(caller.tenant, job_id))
         if matches(if_none_match, etag):
-            return _no_change(etag)
+            return _no_change(etag, applied)
     return _shown(await services.jobs.get(caller.tenant, job_id), response)
 
 
@@ -164,26 +187,61 @@ async def retry_job(
     body: Annotated[Resume, json_body(Resume, optional=True)],
     services: Wired,
     key: IdempotencyKey,
+    wait_seconds: WaitSeconds,
+    request: Request,
 ) -> Any:
     """A new job like an ended one.  Answers already paid for are reused."""
     budget = None if body.budget is None else body.budget.to_domain()
     route = f"POST /v1/jobs/{job_id}/retry"
     async with repeatable(services.store, caller.tenant, route, key, body, _first_answer) as once:
-        if isinstance(once, Kept):
-            return _accepted(once)
-        return _accepted(await services.jobs.retry(caller.tenant, job_id, budget, once=once))
+        new = once if isinstance(once, Kept) else await services.jobs.retry(caller.tenant, job_id, budget, once=once)
+    return await _accepted(new, services, request, caller, wait_seconds)
 
 
-@router.get("/{job_id}/events", responses=documented(400, 404))
+@router.get(
+    "/{job_id}/events",
+    response_model=Page[EventOut],
+    responses=documented(400, 404, 429)
+    | {
+        200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}},
+        204: {"description": "as a stream: the job has ended, and there is nothing after `Last-Event-ID`"},
+    },
+)
 async def list_events(
-    job_id: str, caller: Reader, services: Wired, limit: Limit = 20, after: After = None, order: Order = "desc"
-) -> Page[EventOut]:
-    """What happened to the job, newest first as in OpenAI's list of fine-tuning events."""
+    job_id: str,
+    caller: Reader,
+    services: Wired,
+    limit: Limit = 20,
+    after: After = None,
+    order: Order = "desc",
+    accept: Annotated[str | None, Header()] = None,
+    last_event_id: Annotated[str | None, Header(description="for streams: the last `id` seen")] = None,
+) -> Any:
+    """What happened to the job, newest first as in OpenAI's list of fine-tuning events.
+
+    With `Accept: text/event-stream`, everything after `Last-Event-ID` (or from the start), oldest first and then as it
+    happens; each event's `id` is its sequence.  The stream ends with the job."""
     job = await services.jobs.get(caller.tenant, job_id)
     secret, events = services.settings.secret, services.store.jobs
     sequence = None if after is None else locate_event(secret, job.id, after)
     if after is not None and sequence is None:
         raise BadRequest("`after` is not the id of an event of this job.", code="invalid_cursor", param="after")
+    if wants_events(accept):
+        if last_event_id is not None:
+            if not (last_event_id.isascii() and last_event_id.isdecimal() and len(last_event_id) <= _SEQUENCE_DIGITS):
+                raise BadRequest("Last-Event-ID is not an id of this stream.", code="invalid_cursor")
+            sequence = int(last_event_id)
+        if job.status in TERMINAL and not await events.events(job.id, after=sequence or 0, limit=1):
+            return Response(status_code=204)  # by which a browser knows not to connect again
+        return open_event_stream(
+            services.watcher,
+            services.streams,
+            caller.tenant,
+            job.id,
+            after=sequence or 0,
+            keepalive_seconds=services.settings.stream_keepalive_seconds,
+            show=lambda event: EventOut.of(event, event_id(secret, job.id, event.sequence), job.id).model_dump_json(),
+        )
     if order == "desc":
         found = await events.events_before(job.id, before=sequence, limit=limit + 1)
     else:

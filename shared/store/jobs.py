@@ -65,6 +65,15 @@ class Change:
 
 
 @dataclass(frozen=True)
+class Glance:
+    """As much of a job as tells whether to look closer.  sequence: of its last event."""
+
+    version: int
+    status: JobStatus
+    sequence: int
+
+
+@dataclass(frozen=True)
 class Refused:
     """A change that was not made.  status: where the job stands now.  stale: the lease is another's by now."""
 
@@ -251,6 +260,14 @@ class JobStore:
         if found[0] is None or found[0].decode() != tenant or found[1] is None:
             raise NotFound("There is no such job.")
         return int(found[1])
+
+    async def glances(self, job_ids: Sequence[JobId]) -> list[Glance | None]:
+        """Many jobs at once, whoever they belong to; None for one that is gone."""
+        pipe = self._redis.pipeline(transaction=False)
+        for job_id in job_ids:
+            pipe.hmget(keys.job(job_id), ["version", "status", "sequence"])
+        rows = await ask(pipe.execute())
+        return [Glance(int(row[0]), JobStatus(row[1].decode()), int(row[2])) if row[1] else None for row in rows]
 
     async def page(
         self, tenant: TenantId, *, limit: int, after: str | None, newest_first: bool, status: JobStatus | None

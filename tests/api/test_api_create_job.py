@@ -6,10 +6,11 @@ import json
 from typing import Any
 
 import pytest
-from api_kit import Api, a_request, problem_of
+from api_kit import Api, FakeServer, a_request, begin, problem_of, some_settings
 
 from shared.ids import JobId
 from shared.queue import ADVANCE_JOB
+from shared.store import Store
 
 pytestmark = pytest.mark.anyio
 
@@ -314,3 +315,15 @@ async def test_no_oddity_anywhere_in_a_request_is_more_than_a_refusal(api: Api):
             job = await api.http.post("/v1/jobs", content=body, headers=headers)
             assert job.status_code == 202
             assert (await api.http.get(job.headers["location"])).json() == job.json()
+
+
+async def test_so_many_jobs_may_be_active_and_an_ended_one_makes_room():
+    redis = FakeServer()
+    api = Api(some_settings(active_jobs_max=2), Store(redis, script_headers=False), redis)
+    first, _ = await api.create(), await begin(api, await api.create())
+    refused = await api.http.post("/v1/jobs", json=a_request(), headers={"Idempotency-Key": "k"})
+    assert (refused.status_code, problem_of(refused)["code"]) == (429, "too_many_active_jobs")
+    assert refused.headers["retry-after"]
+    assert len((await api.http.get("/v1/jobs")).json()["data"]) == 2
+    await api.http.post(f"/v1/jobs/{first['id']}/cancel")
+    assert (await api.http.post("/v1/jobs", json=a_request(), headers={"Idempotency-Key": "k"})).status_code == 202

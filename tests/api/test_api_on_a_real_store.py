@@ -141,3 +141,23 @@ def test_the_command_line_makes_a_key_that_works_and_revokes_it(process: tuple[s
         assert distill("keys", "revoke", key_id).returncode == 0
         assert http.get("/v1/jobs").status_code == 401
     assert distill("keys", "create", "--scope", "everything").returncode == 1
+
+
+def test_a_live_stream_resumes_and_does_not_hold_up_the_end_of_the_process(
+    process: tuple[subprocess.Popen[bytes], str],
+):
+    running, url = process
+    with httpx2.Client(base_url=url, headers=AUTHORIZED, timeout=10) as http:
+        path = f"/v1/jobs/{http.post('/v1/jobs', json=a_request()).json()['id']}"
+        with http.stream("GET", f"{path}/events", headers={"Accept": "text/event-stream"}) as stream:
+            lines = stream.iter_lines()
+            assert [line for line in (next(lines), next(lines), next(lines)) if line.startswith("id: ")] == ["id: 1"]
+            assert http.post(f"{path}/cancel").status_code == 200
+            assert [line for line in lines if line.startswith("id: ")] == ["id: 2"]
+        again = {"Accept": "text/event-stream", "Last-Event-ID": "1"}
+        assert "id: 2" in http.get(f"{path}/events", headers=again).text
+        other = http.post("/v1/jobs", json=a_request()).json()["id"]
+        with http.stream("GET", f"/v1/jobs/{other}/events", headers={"Accept": "text/event-stream"}) as stream:
+            next(stream.iter_lines())
+            running.send_signal(signal.SIGTERM)
+            assert running.wait(timeout=5) in {0, -signal.SIGTERM}
