@@ -261,9 +261,11 @@ async def pumping(
 
 async def abandon(pump: Pump, running: asyncio.Task[None] | None = None) -> None:
     """What is left of a pump after kill -9: nothing; its leases and marks stay in the store."""
-    for task in [*pump._tasks, *([running] if running else [])]:
+    asking = [allowance._asking for allowance in pump._allowances.values() if allowance._asking]
+    tasks = [*pump._tasks, *asking, *([running] if running else [])]
+    for task in tasks:
         task.cancel()
-    await asyncio.sleep(0)
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def until(condition: Callable[[], Awaitable[Any] | Any], *, seconds: float = 5) -> None:
