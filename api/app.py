@@ -17,17 +17,18 @@ from api import openapi, problems
 from api.deps import Services
 from api.keyring import KeyRing
 from api.middleware import RequestContext
-from api.routers import api_keys, jobs, service
+from api.routers import api_keys, files, jobs, service
 from api.validation import request_error
 from api.watch import Slots, Watcher
 from shared.errors import DistillError
+from shared.files import FileLimits, Files
 from shared.jobs import Bell, Jobs, Limits
 from shared.pricing import Prices
 from shared.queue import Doorbell, celery_app
 from shared.settings import Settings
 from shared.store import Store
 
-ROUTERS: Final = (jobs.router, api_keys.router, service.router)
+ROUTERS: Final = (jobs.router, files.router, api_keys.router, service.router)
 
 
 class NoAdminKey(RuntimeError):
@@ -76,6 +77,7 @@ def create_app(settings: Settings, *, store: Store | None = None, doorbell: Bell
         settings=settings,
         store=used_store,
         jobs=job_cases,
+        files=Files(used_store, _file_limits(settings)),
         keyring=KeyRing(used_store.api_keys),
         watcher=watcher,
         waits=Slots(most=settings.waits_max),
@@ -105,6 +107,15 @@ def _limits(settings: Settings) -> Limits:
         webhook_ports=settings.webhook_ports,
         webhook_allow_networks=settings.webhook_allow_networks,
         active_jobs_max=settings.active_jobs_max,
+    )
+
+
+def _file_limits(settings: Settings) -> FileLimits:
+    return FileLimits(
+        prompts_max=settings.file_max_prompts,
+        prompt_max_chars=settings.prompt_max_chars,
+        chunk_size=settings.chunk_size,
+        retention_days=settings.file_retention_days,
     )
 
 

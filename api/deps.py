@@ -19,6 +19,7 @@ from api.schemas import Scope
 from api.validation import faults_of, query_fault
 from api.watch import Slots, Watcher
 from shared.errors import BadRequest, Forbidden, Unauthenticated
+from shared.files import Files
 from shared.ids import TenantId
 from shared.jobs import Jobs, invalid
 from shared.settings import Settings
@@ -39,6 +40,7 @@ class Services:
     settings: Settings
     store: Store
     jobs: Jobs
+    files: Files
     keyring: KeyRing
     watcher: Watcher
     waits: Slots

@@ -49,6 +49,13 @@ PROBLEMS: Final[Mapping[str, Problem]] = {
         " 64 bits, numbers that no double can hold and nesting deeper than 64 levels are not accepted either.",
         "Send one JSON object.  `detail` says where reading stopped.",
     ),
+    "malformed_form": Problem(
+        400,
+        "The form cannot be read",
+        "The body is declared as `multipart/form-data`, and its parts are not delimited as RFC 7578 asks or break off"
+        " before the last boundary.",
+        "Let an HTTP library write the form, or send the file itself as `application/jsonl`.",
+    ),
     "invalid_cursor": Problem(
         400,
         "The cursor is not one of ours",
@@ -114,14 +121,15 @@ PROBLEMS: Final[Mapping[str, Problem]] = {
     "body_too_large": Problem(
         413,
         "The body is too large",
-        "The body has more bytes than the operator allows (`DISTILL_BODY_MAX_BYTES`).",
-        "Send fewer or shorter prompts per job.",
+        "The body has more bytes than the operator allows (`DISTILL_BODY_MAX_BYTES`, for a file"
+        " `DISTILL_FILE_MAX_BYTES`).",
+        "Upload the prompts as a file, or split the file.",
     ),
     "unsupported_media_type": Problem(
         415,
-        "The body is not declared as JSON",
-        "The `Content-Type` is missing or not JSON, or a `Content-Encoding` was used.",
-        "Send `Content-Type: application/json`, uncompressed.",
+        "The body is not declared as the route takes it",
+        "The `Content-Type` is missing or another one than the route takes, or a `Content-Encoding` was used.",
+        "Send `Content-Type: application/json`, for a file `application/jsonl` or `multipart/form-data`, uncompressed.",
     ),
     # --- 409
     "idempotency_in_progress": Problem(
@@ -173,8 +181,9 @@ PROBLEMS: Final[Mapping[str, Problem]] = {
     "too_many_prompts": Problem(
         422,
         "There are too many prompts",
-        "A request body takes as many prompts as the operator allows (`DISTILL_INLINE_PROMPTS_MAX`).",
-        "Split the job, or upload the prompts as a file.",
+        "A request body takes as many prompts as the operator allows (`DISTILL_INLINE_PROMPTS_MAX`), and so does a file"
+        " (`DISTILL_FILE_MAX_PROMPTS`).",
+        "Upload the prompts as a file, or split the job.",
     ),
     "too_few_prompts": Problem(
         422,
@@ -386,7 +395,7 @@ class BodyTooLarge(RequestError):
 
 
 class UnsupportedMediaType(RequestError):
-    """The body is not declared as JSON"""
+    """The body is not declared as the route takes it"""
 
     code = "unsupported_media_type"
 

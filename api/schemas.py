@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Annotated, Any, Final, Generic, Literal, Self, TypeVar
 
 from pydantic import (
@@ -18,22 +17,18 @@ from pydantic import (
 from pydantic.json_schema import JsonSchemaValue, WithJsonSchema
 from pydantic_core import CoreSchema, PydanticCustomError
 
-from api.validation import faults_of, token, unknown_field
 from shared import models as domain
-from shared.capabilities import check_response_format, check_tools
 from shared.errors import Fault
-from shared.ids import EventId, JobId
+from shared.ids import EventId, FileId, JobId
 from shared.jobs import Plan, invalid, parse_usd
 from shared.models import usd
+from shared.prompts import FAULTS_MAX, KEY_MAX_CHARS, MESSAGES_MAX, read_prompt
 from shared.store.api_keys import ApiKey
 from shared.webhooks import DEFAULT_EVENTS, EVENT_TYPES
 
 # --- requests --------------------------------------------------------------------------------------------------------
 
 _MEMBERS_MAX: Final = 64  # of one object; a million unknown fields must not become a million errors
-_MESSAGES_MAX: Final = 2_000
-_FAULTS_MAX: Final = 20
-_ROLES: Final = ("system", "developer", "user", "assistant", "tool", "function")
 
 
 class Request(BaseModel):
@@ -115,60 +110,14 @@ class StudentIn(Request):
     seed: int | None = Field(None, ge=0, le=2_147_483_647)
 
 
-def _is_call(call: Any) -> bool:
-    return isinstance(call, dict) and isinstance(call.get("function"), dict)
-
-
-def _message(message: dict[str, Any]) -> dict[str, Any]:
-    """As much as decides whether a provider could take it at all."""
-    role, content = message.get("role"), message.get("content")
-    if role not in _ROLES:
-        raise broken("invalid_value", f"must have a role: {', '.join(_ROLES)}")
-    calls = message.get("tool_calls")
-    if calls is not None and not (isinstance(calls, list) and all(map(_is_call, calls))):
-        raise broken("invalid_value", "must have tool_calls that are objects with a function")
-    speaks_otherwise = role == "assistant" and (message.get("tool_calls") or message.get("refusal"))
-    if isinstance(content, list):
-        if not content or not all(isinstance(part, dict) and isinstance(part.get("type"), str) for part in content):
-            raise broken("invalid_value", "must have content parts that are objects with a type")
-    elif not isinstance(content, str) and not (content is None and speaks_otherwise):
-        raise broken("invalid_value", "must have content: a text or a list of parts")
-    return message
-
-
-Message = Annotated[dict[str, Any], AfterValidator(_message)]
-Messages = Annotated[list[Message], Field(min_length=1, max_length=_MESSAGES_MAX, fail_fast=True)]
-
-
-def _checked(check: Callable[[Any], str | None]) -> AfterValidator:
-    def validator(value: Any) -> Any:
-        if wrong := check(value):
-            raise broken("invalid_value", wrong)
-        return value
-
-    return AfterValidator(validator)
-
-
-def _completion(value: Any) -> Any:
-    """A text, or an assistant message."""
-    if isinstance(value, str) and value:
-        return {"role": "assistant", "content": value}
-    if isinstance(value, dict) and value.get("role", "assistant") == "assistant":
-        return _message({"role": "assistant", **value})
-    raise broken("invalid_value", "must be a text or an assistant message")
-
-
 class PromptIn(Request):
-    messages: Messages
-    key: str | None = Field(None, min_length=1, max_length=200)
-    tools: Annotated[list[Any], _checked(check_tools)] | None = None
-    response_format: Annotated[dict[str, Any], _checked(check_response_format)] | None = None
-    completion: (
-        Annotated[
-            Any, BeforeValidator(_completion), WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "object"}]})
-        ]
-        | None
-    ) = Field(None, description="an answer already had: not asked again")
+    """What openapi.json says of a prompt.  `shared.prompts.read_prompt` validates it, here and in files."""
+
+    messages: list[dict[str, Any]] = Field(min_length=1, max_length=MESSAGES_MAX)
+    key: str | None = Field(None, min_length=1, max_length=KEY_MAX_CHARS)
+    tools: list[dict[str, Any]] | None = None
+    response_format: dict[str, Any] | None = None
+    completion: str | dict[str, Any] | None = Field(None, description="an answer already had: not asked again")
     reference: str | None = Field(None, description="the right answer where it is known; the teacher is scored by it")
 
 
@@ -180,9 +129,21 @@ class _ListOfPrompts:
         return handler(TypeAdapter(list[str | PromptIn]).core_schema)
 
 
-class SourceIn(Request):
+class InlineSource(Request):
+    """The prompts themselves."""
+
     type: Literal["inline"]
     prompts: Annotated[list[Any], _ListOfPrompts] = Field(min_length=1)
+
+
+class FileSource(Request):
+    """The prompts of an uploaded file."""
+
+    type: Literal["file"]
+    file_id: str = Field(min_length=1, max_length=100, examples=["pf_06cr9d2v7r3k5m8n0p2q4s6t8v0w2x4y6z"])
+
+
+SourceIn = Annotated[InlineSource | FileSource, Field(discriminator="type")]
 
 
 class CurationIn(Request):
@@ -274,6 +235,7 @@ class JobCreate(Request):
             teacher=domain.Teacher(**self.teacher.model_dump()),
             students=[domain.Student(**student.model_dump()) for student in self.students],
             source=self.source.type,
+            file_id=FileId(self.source.file_id) if isinstance(self.source, FileSource) else None,
             system_prompt=self.system_prompt,
             store=self.store,
             metadata=self.metadata,
@@ -295,40 +257,26 @@ class JobCreate(Request):
     def to_prompts(self, *, most: int) -> list[domain.Prompt]:
         """One after the other and not by the model above, so that a thousand broken ones cost twenty errors.
 
-        Raises ValidationFailed; `too_many_prompts` before looking at any."""
+        None for a file's prompts, which lie in the store.  Raises ValidationFailed; `too_many_prompts` before looking
+        at any."""
+        if not isinstance(self.source, InlineSource):
+            return []
         place = "/source/prompts"
         if len(self.source.prompts) > most:
             raise invalid([Fault(place, "too_many_prompts", f"must be at most {most:,}")])
         prompts: list[domain.Prompt] = []
         faults: list[Fault] = []
         for i, given in enumerate(self.source.prompts):
-            if isinstance(given, str) and given:
-                prompts.append(domain.Prompt(messages=[{"role": "user", "content": given}]))
-                continue
-            found = _prompt_or_faults(given)
+            found = read_prompt(given)
             if isinstance(found, domain.Prompt):
                 prompts.append(found)
             else:
                 faults += [Fault(f"{place}/{i}{fault.pointer}", fault.code, fault.detail) for fault in found]
-            if len(faults) >= _FAULTS_MAX:
+            if len(faults) >= FAULTS_MAX:
                 break
         if faults:
             raise invalid(faults)
         return prompts
-
-
-def _prompt_or_faults(given: Any) -> domain.Prompt | list[Fault]:
-    if not isinstance(given, dict):
-        return [Fault("", "wrong_type", "must be a text that is not empty, or an object with messages")]
-    unknown = [name for name in list(given)[:_MEMBERS_MAX] if name not in PromptIn.model_fields]
-    if unknown:
-        known = list(PromptIn.model_fields)
-        return [Fault("/" + token(name), "unknown_field", unknown_field(name, known)) for name in unknown[:_FAULTS_MAX]]
-    try:
-        prompt = PromptIn.model_validate(given)
-    except ValueError as error:
-        return faults_of(PromptIn, given, error)  # type: ignore[arg-type]
-    return domain.Prompt(**prompt.model_dump())
 
 
 Scope = Literal["jobs:read", "jobs:write", "data:read", "data:write", "webhooks:write", "admin"]
@@ -474,7 +422,10 @@ class WebhookOut(Response):
 
 
 class SourceOut(Response):
+    """file_id: of a job from a file; the file itself may be deleted meanwhile."""
+
     type: str
+    file_id: str | None
     prompts_total: int
 
 
@@ -508,7 +459,7 @@ def _spec_fields(spec: domain.JobSpec, prompts_total: int) -> dict[str, Any]:
             mode=spec.teacher.mode,
         ),
         "system_prompt": spec.system_prompt,
-        "source": SourceOut(type=spec.source, prompts_total=prompts_total),
+        "source": SourceOut(type=spec.source, file_id=spec.file_id, prompts_total=prompts_total),
         "store": spec.store,
         "metadata": spec.metadata,
         "curation": CurationOut(
@@ -675,7 +626,7 @@ class EstimateOut(Response):
         ]
         return cls(
             object="distillation.estimate",
-            request=RequestedOut(**_spec_fields(plan.spec, len(plan.prompts)), students=students),
+            request=RequestedOut(**_spec_fields(plan.spec, plan.prompts_total), students=students),
             cost=None if estimate is None else UsdRange(low=usd(estimate.low_nano), high=usd(estimate.high_nano)),
             warnings=[Advice(code=advice.code, message=advice.message) for advice in plan.warnings],
         )
@@ -780,6 +731,32 @@ def _key_fields(key: ApiKey) -> dict[str, Any]:
         "hint": key.hint,
         "created_at": key.created_at_ms // 1000,
     }
+
+
+class FileOut(Response):
+    """bytes, sha256: of the file as it was sent.  expires_at: from then on no new job can name it."""
+
+    id: str
+    object: Literal["distillation.file"]
+    filename: str | None
+    bytes: int
+    prompts: int
+    sha256: str
+    created_at: int
+    expires_at: int
+
+    @classmethod
+    def of(cls, file: domain.PromptFile) -> Self:
+        return cls(
+            id=file.id,
+            object="distillation.file",
+            filename=file.filename,
+            bytes=file.bytes,
+            prompts=file.counts.prompts,
+            sha256=file.sha256,
+            created_at=file.created_at_ms // 1000,
+            expires_at=file.expires_at_ms // 1000,
+        )
 
 
 class Deleted(Response):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, get_args
 
@@ -11,6 +10,7 @@ from pydantic import BaseModel, ValidationError
 
 from shared.errors import Fault, ValidationFailed
 from shared.jobs import invalid
+from shared.prompts import token, unknown_field
 
 _FAULTS_MAX: Final = 20
 _NAME_MAX_CHARS: Final = 64
@@ -32,6 +32,8 @@ _DETAILS: Final[Mapping[str, tuple[str, str]]] = {
     "model_attributes_type": ("wrong_type", "must be an object"),
     "literal_error": ("invalid_value", "must be {expected}"),
     "enum": ("invalid_value", "must be {expected}"),
+    "union_tag_invalid": ("invalid_value", "must be {expected_tags}"),
+    "union_tag_not_found": ("required", "is required"),
     "string_too_short": ("wrong_length", "must have at least {min_length} characters"),
     "string_too_long": ("wrong_length", "must have at most {max_length} characters"),
     "too_short": ("wrong_length", "must have at least {min_length} items"),
@@ -45,12 +47,17 @@ _DETAILS: Final[Mapping[str, tuple[str, str]]] = {
 }
 
 
+_OF_TAGS: Final = frozenset({"union_tag_invalid", "union_tag_not_found"})
+
+
 def faults_of(model: type[BaseModel], value: Any, error: ValidationError) -> list[Fault]:
     """At most 20 faults, one per place, in the order of the model's fields."""
     faults: dict[str, Fault] = {}
     for found in error.errors(include_url=False, include_input=False):
         location = found["loc"]
         place = pointer(value, location)
+        if found["type"] in _OF_TAGS:
+            place += "/type"  # what every union of ours is told apart by
         if place in faults:
             continue
         if found["type"] == "extra_forbidden":
@@ -61,11 +68,6 @@ def faults_of(model: type[BaseModel], value: Any, error: ValidationError) -> lis
         if len(faults) >= _FAULTS_MAX:
             break
     return list(faults.values())
-
-
-def unknown_field(name: str, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(name[:_NAME_MAX_CHARS], known, n=1)
-    return "is not a known field" + (f"; did you mean {near[0]}?" if near else "")
 
 
 def pointer(value: Any, location: Sequence[str | int]) -> str:
@@ -80,11 +82,6 @@ def pointer(value: Any, location: Sequence[str | int]) -> str:
             continue
         tokens.append(token(str(part)))
     return "".join("/" + part for part in tokens)
-
-
-def token(name: str) -> str:
-    """A field name as a reference token, cut to a length worth reading."""
-    return name[:_NAME_MAX_CHARS].replace("~", "~0").replace("/", "~1")
 
 
 def query_fault(name: str, code: str, detail: str) -> ValidationFailed:
@@ -114,12 +111,21 @@ def _described(kind: str, context: Mapping[str, Any], message: str) -> tuple[str
 
 
 def _fields_at(model: type[BaseModel], location: Sequence[str | int]) -> list[str]:
-    """The known fields of the object that an unknown one was found in."""
+    """The known fields of the object that an unknown one was found in.  Of a union, the member that `type` chose."""
     current: type[BaseModel] = model
+    members: list[type[BaseModel]] = []
     for part in location[:-1]:
         if isinstance(part, str) and part in current.model_fields:
-            current = next(_models_in(current.model_fields[part].annotation), current)
+            members = list(_models_in(current.model_fields[part].annotation))
+            current = next(iter(members), current)
+        else:
+            current = next((member for member in members if _is_tagged(member, part)), current)
     return list(current.model_fields)
+
+
+def _is_tagged(member: type[BaseModel], tag: str | int) -> bool:
+    kind = member.model_fields.get("type")
+    return kind is not None and tag in get_args(kind.annotation)
 
 
 def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:

@@ -13,6 +13,7 @@ JobId = NewType("JobId", str)
 CompletionId = NewType("CompletionId", str)
 EventId = NewType("EventId", str)
 DeliveryId = NewType("DeliveryId", str)
+FileId = NewType("FileId", str)
 KeyId = NewType("KeyId", str)
 RequestId = NewType("RequestId", str)
 TenantId = NewType("TenantId", str)
@@ -54,6 +55,10 @@ def new_delivery_id() -> DeliveryId:
 
 def new_key_id() -> KeyId:
     return KeyId(_new("key"))
+
+
+def new_file_id() -> FileId:
+    return FileId(_new("pf"))
 
 
 def new_request_id() -> RequestId:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import difflib
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network
@@ -16,11 +17,11 @@ from typing import Final, Protocol
 import msgspec
 from msgspec.structs import replace
 
-from shared.capabilities import check_response_format, check_tools, params_faults
+from shared.capabilities import params_faults
 from shared.curation import check_response_schema, split_of
 from shared.errors import BadRequest, Conflict, Fault, NotFound, StoreError, ValidationFailed
 from shared.graders import ScoreModel, parse_graders
-from shared.ids import JobId, TenantId, is_id, new_event_id, new_job_id
+from shared.ids import FileId, JobId, TenantId, is_id, new_event_id, new_job_id
 from shared.lifecycle import TERMINAL, JobStatus, PausedReason
 from shared.models import (
     NANO,
@@ -33,12 +34,17 @@ from shared.models import (
     JobSpec,
     Money,
     Prompt,
+    PromptCounts,
+    PromptDefaults,
+    PromptFile,
+    Split,
     Teacher,
     usd,
 )
 from shared.notices import deliveries_for
 from shared.ports import BATCH_WINDOW_SECONDS
 from shared.pricing import Estimate, Prices, prompt_size
+from shared.prompts import bytes_with, chars_of, defaults_of, with_defaults
 from shared.queue import ADVANCE_JOB
 from shared.settings import ProviderSettings
 from shared.store import Store
@@ -53,6 +59,7 @@ _RINGS_MAX: Final = 1_000  # bells on their way; beyond, the sweep finds the job
 _TRIES: Final = 8  # a change refused because the job moved meanwhile is decided again, so many times
 _METADATA_PAIRS_STORED: Final = 14  # of the 16 a provider keeps, two are ours: by them a lost answer is found again
 _PER_PROMPT: Final = frozenset({"tools", "response_format"})  # said once for all, kept with each prompt
+_SPLIT_BY_HAND: Final = 2_000  # prompts of a file that are read before the rest is judged by its size
 _SMALL_HOLDOUT: Final = 30  # examples; below, intervals are so wide that most verdicts are "inconclusive"
 
 
@@ -75,12 +82,31 @@ class Limits:
 
 
 class Plan(msgspec.Struct, frozen=True):
-    """A request that passed every rule, as it will be carried out.  prompts: with what the job says for all of them."""
+    """A request that passed every rule, as it will be carried out.
+
+    prompts: with what the job says for all of them; none when they are a file's, and then that lies in `defaults`."""
 
     spec: JobSpec
     prompts: list[Prompt]
+    prompts_total: int
     estimate: Estimate | None
     warnings: list[Advice]
+    file: PromptFile | None = None
+    defaults: PromptDefaults | None = None
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What the rules need to know of the prompts as they will be asked, however many there are.
+
+    unanswered: those without a completion.  bytes: of the parts of their requests that cost tokens.  faults: what is
+    wrong with the prompts themselves."""
+
+    total: int
+    unanswered: int
+    bytes: int
+    tools: bool
+    faults: Sequence[Fault] = ()
 
 
 class Jobs:
@@ -108,7 +134,41 @@ class Jobs:
 
     def plan(self, spec: JobSpec, prompts: Sequence[Prompt]) -> Plan:
         """The request as it would be carried out; touches nothing.  Raises ValidationFailed with every fault."""
-        asked = [_with_defaults(prompt, spec) for prompt in prompts]
+        defaults = defaults_of(spec)
+        complete = [with_defaults(prompt, defaults) for prompt in prompts]
+        asked = _Asked(
+            total=len(complete),
+            unanswered=sum(prompt.completion is None for prompt in complete),
+            bytes=sum(map(prompt_size, complete)),
+            tools=any(prompt.tools for prompt in complete),
+            faults=[*self._prompt_faults(spec, complete)],
+        )
+        spec, estimate, warnings = self._planned(spec, asked)
+        return Plan(spec, complete, asked.total, estimate, warnings)
+
+    async def plan_from_file(self, tenant: TenantId, spec: JobSpec) -> Plan:
+        """`plan` for prompts that were uploaded; reads no more of them than it takes to know that enough fall into
+        each split.  Raises ValidationFailed."""
+        try:
+            file = await self._store.files.get(tenant, _checked_file(spec.file_id))
+        except NotFound:
+            raise _unknown_file() from None
+        return await self._plan_from(file, spec, defaults_of(spec))
+
+    async def _plan_from(self, file: PromptFile, spec: JobSpec, defaults: PromptDefaults) -> Plan:
+        counts = file.counts
+        asked = _Asked(
+            total=counts.prompts,
+            unanswered=counts.asked,
+            bytes=bytes_with(counts, defaults),
+            tools=bool(defaults.tools) or counts.toolless < counts.prompts,
+            faults=[*self._length_faults(counts, defaults), *await self._file_split_faults(file, spec, defaults)],
+        )
+        spec, estimate, warnings = await asyncio.to_thread(self._planned, spec, asked)
+        return Plan(spec, [], asked.total, estimate, warnings, file, defaults)
+
+    def _planned(self, spec: JobSpec, asked: _Asked) -> tuple[JobSpec, Estimate | None, list[Advice]]:
+        """(spec as it is kept, estimate, warnings)."""
         params = {
             name: value for name, value in spec.teacher.params.items() if name not in _PER_PROMPT and value is not None
         }
@@ -120,7 +180,7 @@ class Jobs:
         faults = [*self._budget_faults(spec.budget, spec, estimate)]
         if faults:
             raise invalid(faults)
-        return Plan(spec, asked, estimate, [*self._warnings(spec, asked, estimate)])
+        return spec, estimate, [*self._warnings(spec, asked, estimate)]
 
     async def submit(
         self, tenant: TenantId, spec: JobSpec, prompts: Sequence[Prompt], *, once: Once | None = None
@@ -141,9 +201,10 @@ class Jobs:
             status=S.QUEUED,
             version=1,
             created_at_ms=now_ms,
-            chunk_size=self._limits.chunk_size,
+            chunk_size=plan.file.chunk_size if plan.file is not None else self._limits.chunk_size,
+            prompt_defaults=plan.defaults,
             deadline_at_ms=now_ms + plan.spec.deadline_seconds * 1000,
-            counters=Counters(prompts_total=len(plan.prompts)),
+            counters=Counters(prompts_total=plan.prompts_total),
             money=Money(
                 estimated_low_nano=estimate.low_nano if estimate else None,
                 estimated_high_nano=estimate.high_nano if estimate else None,
@@ -155,7 +216,10 @@ class Jobs:
         )
         chunks = list(chunked(plan.prompts, self._limits.chunk_size))
         accepted = _event("The job was accepted.", S.QUEUED, now_ms)
-        await self._store.jobs.accept(job, chunks, accepted, once=once, most_active=self._limits.active_jobs_max)
+        try:
+            await self._store.jobs.accept(job, chunks, accepted, once=once, most_active=self._limits.active_jobs_max)
+        except NotFound:  # the file was deleted this very moment
+            raise _unknown_file() from None
         self._ring(job.id)
         return job
 
@@ -169,6 +233,13 @@ class Jobs:
                 "The job has not ended.  Cancel it first, or resume it if it is paused.", code="job_not_terminal"
             )
         spec = replace(old.spec, budget=budget) if budget is not None else old.spec
+        if old.prompt_defaults is not None and old.spec.file_id is not None:
+            # The old job keeps the file's chunks, whether or not its owner still sees the file.
+            file = await self._store.files.load(old.spec.file_id)
+            if file is None:
+                raise _unknown_file()
+            plan = await self._plan_from(file, spec, old.prompt_defaults)
+            return await self.accept(tenant, plan, retry_of=old.id, once=once)
         content = self._store.content
         prompts: list[Prompt] = []
         for chunk in range(await content.chunk_count(old.id, "source")):
@@ -292,13 +363,13 @@ class Jobs:
 
     # --- rules -------------------------------------------------------------------------------------------------------
 
-    def _faults(self, spec: JobSpec, prompts: Sequence[Prompt]) -> Iterator[Fault]:
+    def _faults(self, spec: JobSpec, asked: _Asked) -> Iterator[Fault]:
         yield from self._provider_faults(spec)
         yield from self._batch_faults(spec.teacher)
         yield from params_faults(
             spec.teacher.model,
             spec.teacher.params,
-            tools=any(prompt.tools for prompt in prompts),
+            tools=asked.tools,
             pointer="/teacher/params",
         )
         yield from _raised(lambda: parse_graders(spec.evaluation.graders))
@@ -321,7 +392,7 @@ class Jobs:
             yield Fault(
                 "/metadata", "wrong_length", f"must have at most {_METADATA_PAIRS_STORED} pairs beside `store`: true"
             )
-        yield from self._prompt_faults(spec, prompts)
+        yield from asked.faults
 
     def _provider_faults(self, spec: JobSpec) -> Iterator[Fault]:
         named = [("/teacher/provider", spec.teacher.provider, False)]
@@ -357,26 +428,38 @@ class Jobs:
             return
         seen: set[str] = set()
         for i, prompt in enumerate(prompts):
-            if _chars(prompt) > limits.prompt_max_chars:
+            if chars_of(prompt) > limits.prompt_max_chars:
                 yield Fault(f"{place}/{i}", "prompt_too_long", f"is longer than {limits.prompt_max_chars:,} characters")
             if prompt.key is not None:
                 if prompt.key in seen:
                     yield Fault(f"{place}/{i}/key", "duplicate_prompt_key", "is the key of an earlier prompt")
                 seen.add(prompt.key)
-        splits = [split_of(prompt.messages, prompt.tools, spec.split) for prompt in prompts]
-        train, needed = splits.count("train"), spec.curation.min_accepted
-        if train < needed:
-            yield Fault(
-                place,
-                "too_few_prompts",
-                f"leave {train} of {len(prompts)} for training and curation.min_accepted asks for {needed}",
-            )
-        elif spec.split.holdout > 0 and "holdout" not in splits:
-            yield Fault(
-                "/split/holdout",
-                "holdout_too_small",
-                "leaves no prompt in the holdout; send more prompts or ask for a larger share",
-            )
+        splits = _splits(spec.split, prompts)
+        yield from _split_faults(spec, place, splits["train"], splits["holdout"], len(prompts))
+
+    def _length_faults(self, counts: PromptCounts, defaults: PromptDefaults) -> Iterator[Fault]:
+        """What the job says for all must fit beside the longest prompt that takes it."""
+        limit = self._limits.prompt_max_chars
+        if counts.bare and counts.longest_bare_chars + len(defaults.system_prompt or "") > limit:
+            detail = f"makes a prompt of the file longer than {limit:,} characters"
+            yield Fault("/system_prompt", "prompt_too_long", detail)
+        elif counts.longest_chars > limit:  # the operator has lowered it since
+            yield Fault("/source/file_id", "prompt_too_long", f"has a prompt of more than {limit:,} characters")
+
+    async def _file_split_faults(self, file: PromptFile, spec: JobSpec, defaults: PromptDefaults) -> Sequence[Fault]:
+        """As for inline prompts, read from the front until the rules are met: mostly within the first chunk.
+
+        Beyond the first 2,000 prompts only what is certain counts: too few of them are left to make up for it."""
+        total, needed = file.counts.prompts, spec.curation.min_accepted
+        found: Counter[str] = Counter()
+        for chunk in range(-(-min(total, _SPLIT_BY_HAND) // file.chunk_size)):
+            if found["train"] >= needed and (found["holdout"] or not spec.split.holdout):
+                return ()
+            prompts = await self._store.files.chunk(file.id, chunk)
+            found += await asyncio.to_thread(_splits, spec.split, [with_defaults(p, defaults) for p in prompts])
+        unread = total - found.total()
+        train, holdout = found["train"] + unread, found["holdout"] + unread
+        return [*_split_faults(spec, "/source/file_id", train, holdout, total)]
 
     def _budget_faults(
         self, budget: Budget, spec: JobSpec, estimate: Estimate | None, *, money: Money | None = None
@@ -408,18 +491,18 @@ class Jobs:
         found = self._providers.get(provider)
         return None if found is None else found.prices
 
-    def _estimate(self, spec: JobSpec, prompts: Sequence[Prompt]) -> Estimate | None:
+    def _estimate(self, spec: JobSpec, asked: _Asked) -> Estimate | None:
         """None when nothing of it has a price."""
         estimate = self._prices.estimate(
             spec,
             {name: provider.prices for name, provider in self._providers.items()},
-            prompts=len(prompts),
-            asked=sum(prompt.completion is None for prompt in prompts),
-            prompt_bytes=sum(map(prompt_size, prompts)),
+            prompts=asked.total,
+            asked=asked.unanswered,
+            prompt_bytes=asked.bytes,
         )
         return estimate if estimate.high_nano or not estimate.unpriced else None
 
-    def _warnings(self, spec: JobSpec, prompts: Sequence[Prompt], estimate: Estimate | None) -> Iterator[Advice]:
+    def _warnings(self, spec: JobSpec, asked: _Asked, estimate: Estimate | None) -> Iterator[Advice]:
         if estimate is None or estimate.unpriced:
             yield Advice(
                 code="cost_incomplete",
@@ -434,7 +517,7 @@ class Jobs:
             yield Advice(code="store_ignored", message="The teacher's provider does not keep completions.")
         if spec.split.holdout == 0:
             yield Advice(code="no_holdout", message="Without a holdout the students are trained and not judged.")
-        elif (size := round(len(prompts) * spec.split.holdout)) < _SMALL_HOLDOUT:
+        elif (size := round(asked.total * spec.split.holdout)) < _SMALL_HOLDOUT:
             yield Advice(
                 code="holdout_small",
                 message=f"About {size} prompts are held out; the verdict will probably be inconclusive.",
@@ -473,27 +556,29 @@ def parse_usd(text: str) -> int:
     return int(whole) * NANO + int(fraction.ljust(9, "0") or "0")
 
 
-def _with_defaults(prompt: Prompt, spec: JobSpec) -> Prompt:
-    """A prompt as it will be asked: the job's system prompt, tools and response format where it has none of its own."""
-    messages = prompt.messages
-    if spec.system_prompt and not any(message.get("role") in {"system", "developer"} for message in messages):
-        messages = [{"role": "system", "content": spec.system_prompt}, *messages]
-    tools, response_format = spec.teacher.params.get("tools"), spec.teacher.params.get("response_format")
-    return replace(
-        prompt,
-        messages=messages,
-        tools=prompt.tools or (tools if check_tools(tools) is None else None),
-        response_format=prompt.response_format
-        or (response_format if check_response_format(response_format) is None else None),
-    )
+def _splits(split: Split, prompts: Sequence[Prompt]) -> Counter[str]:
+    return Counter(split_of(prompt.messages, prompt.tools, split) for prompt in prompts)
 
 
-def _chars(prompt: Prompt) -> int:
-    texts = 0
-    for message in prompt.messages:
-        content = message.get("content")
-        texts += len(content) if isinstance(content, str) else len(msgspec.json.encode(content))
-    return texts
+def _split_faults(spec: JobSpec, place: str, train: int, holdout: int, total: int) -> Iterator[Fault]:
+    """train, holdout: how many of the prompts fall there."""
+    needed = spec.curation.min_accepted
+    if train < needed:
+        yield Fault(
+            place,
+            "too_few_prompts",
+            f"leave {train} of {total} for training and curation.min_accepted asks for {needed}",
+        )
+    elif spec.split.holdout > 0 and not holdout:
+        yield Fault(
+            "/split/holdout",
+            "holdout_too_small",
+            "leaves no prompt in the holdout; send more prompts or ask for a larger share",
+        )
+
+
+def _unknown_file() -> ValidationFailed:
+    return invalid([Fault("/source/file_id", "unknown_file", "is not one of your files; it may have expired")])
 
 
 def _raised(check: Callable[[], object]) -> Sequence[Fault]:
@@ -514,6 +599,12 @@ def _checked(job_id: str) -> JobId:
     if not is_id("job", job_id):
         raise NotFound("There is no such job.")
     return JobId(job_id)
+
+
+def _checked_file(file_id: str | None) -> FileId:
+    if file_id is None or not is_id("pf", file_id):
+        raise NotFound("There is no such file.")
+    return FileId(file_id)
 
 
 def _listed(names: Sequence[str]) -> str:

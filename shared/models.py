@@ -9,7 +9,7 @@ from typing import Any, Final, Literal, TypeAlias
 
 import msgspec
 
-from shared.ids import JobId, TenantId
+from shared.ids import FileId, JobId, TenantId
 from shared.lifecycle import JobStatus, PausedReason, Stage
 
 JsonObject: TypeAlias = dict[str, Any]
@@ -43,6 +43,47 @@ class Prompt(Record, frozen=True, kw_only=True):
     completion: JsonObject | None = None
     reference: str | None = None
     origin: int | None = None
+
+
+class PromptDefaults(Record, frozen=True, kw_only=True):
+    """What a job says once for all prompts that do not say it themselves."""
+
+    system_prompt: str | None = None
+    tools: list[JsonObject] | None = None
+    response_format: JsonObject | None = None
+
+
+class PromptCounts(Record, frozen=True, kw_only=True):
+    """What the rules of a job need to know of prompts that nobody wants to read again.
+
+    asked: those without a completion.  bytes: of the parts of their requests that cost tokens, as JSON.
+    bare, toolless, formatless: those without instructions, tools, response format of their own.
+    longest_chars: of one prompt's messages together, among all and among the bare ones."""
+
+    prompts: int = 0
+    asked: int = 0
+    bytes: int = 0
+    bare: int = 0
+    toolless: int = 0
+    formatless: int = 0
+    longest_chars: int = 0
+    longest_bare_chars: int = 0
+
+
+class PromptFile(Record, frozen=True, kw_only=True):
+    """An uploaded file of prompts.  bytes, sha256: of the file as it was sent.  chunk_size: prompts per stored chunk.
+
+    From expires_at_ms on no new job can name it; jobs that do keep its prompts until the last of them is purged."""
+
+    id: FileId
+    tenant: TenantId
+    filename: str | None
+    bytes: int
+    sha256: str
+    counts: PromptCounts
+    chunk_size: int
+    created_at_ms: int
+    expires_at_ms: int
 
 
 class Teacher(Record, frozen=True, kw_only=True):
@@ -106,7 +147,8 @@ class JobSpec(Record, frozen=True, kw_only=True):
 
     teacher: Teacher
     students: list[Student]
-    source: Literal["inline"]
+    source: Literal["inline", "file"]
+    file_id: FileId | None = None
     name: str | None = None
     system_prompt: str | None = None
     store: bool = False
@@ -262,6 +304,8 @@ class Usage(Record, frozen=True, kw_only=True):
 
 
 class Job(Record, frozen=True, kw_only=True):
+    """prompt_defaults: only where the stored prompts do not carry them yet, which is with prompts from a file."""
+
     id: JobId
     tenant: TenantId
     spec: JobSpec
@@ -286,6 +330,7 @@ class Job(Record, frozen=True, kw_only=True):
     stage_attempts: int = 0
     usage: Usage = Usage()
     chunk_size: int = 100
+    prompt_defaults: PromptDefaults | None = None
 
 
 class Event(Record, frozen=True, kw_only=True):

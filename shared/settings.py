@@ -101,6 +101,9 @@ class Settings(BaseSettings):
     body_max_bytes: int = Field(8_000_000, ge=1_000, description="largest JSON body")
     inline_prompts_max: int = Field(1_000, ge=1, description="largest number of prompts in a request body")
     prompt_max_chars: int = Field(400_000, ge=100, description="longest single prompt, all its messages together")
+    file_max_bytes: int = Field(2_000_000_000, ge=1_000, description="largest uploaded file of prompts")
+    file_max_prompts: int = Field(1_000_000, ge=1, description="largest number of prompts in a file")
+    file_retention_days: int = Field(30, ge=1, description="a file of prompts can be named by new jobs for so long")
 
     worker_threads: int = Field(8, ge=1, le=64, description="tasks at once, per worker process")
     worker_max_in_flight: int = Field(200, ge=1, le=10_000, description="teacher calls at once, per worker process")

@@ -17,6 +17,7 @@ from api.streaming import Stream, open_event_stream, wants_events
 from api.waiting import WaitSeconds, hold
 from shared.errors import BadRequest, JobNotFinished, NotFound
 from shared.ids import event_id, locate_event
+from shared.jobs import Plan
 from shared.lifecycle import TERMINAL, JobStatus
 from shared.models import Job
 from shared.store.idempotency import Kept
@@ -94,16 +95,24 @@ async def create_job(
     validate_only: Annotated[bool, Query()] = False,
 ) -> Any:
     """Queue a distillation job.  With the answer in hand, the job survives a crash of every process."""
-    prompts = await asyncio.to_thread(body.to_prompts, most=services.settings.inline_prompts_max)
     if validate_only:
-        plan = await asyncio.to_thread(services.jobs.plan, body.to_spec(), prompts)
+        plan = await _plan(caller, services, body)
         return Response(EstimateOut.of(plan).model_dump_json(), 200, media_type="application/json")
     async with repeatable(services.store, caller.tenant, "POST /v1/jobs", key, body, _first_answer) as once:
         if isinstance(once, Kept):
             new: Job | Kept = once
         else:
-            new = await services.jobs.submit(caller.tenant, body.to_spec(), prompts, once=once)
+            plan = await _plan(caller, services, body)
+            new = await services.jobs.accept(caller.tenant, plan, once=once)
     return await _accepted(new, services, request, caller, wait_seconds)
+
+
+async def _plan(caller: Caller, services: Services, body: JobCreate) -> Plan:
+    spec = body.to_spec()
+    if spec.file_id is not None:
+        return await services.jobs.plan_from_file(caller.tenant, spec)
+    prompts = await asyncio.to_thread(body.to_prompts, most=services.settings.inline_prompts_max)
+    return await asyncio.to_thread(services.jobs.plan, spec, prompts)
 
 
 @router.get("", responses=documented(400))

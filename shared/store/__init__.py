@@ -16,6 +16,7 @@ from shared.store.api_keys import ApiKeyStore
 from shared.store.connection import Scripts, ask, connect
 from shared.store.content import ContentStore
 from shared.store.deliveries import DeliveryStore
+from shared.store.files import FileStore
 from shared.store.idempotency import IdempotencyStore
 from shared.store.jobs import JobStore
 from shared.store.passes import PassStore
@@ -35,6 +36,7 @@ class Store:
         self.jobs = JobStore(client, scripts)
         self.passes = PassStore(client, scripts)
         self.content = ContentStore(client)
+        self.files = FileStore(client, scripts)
         self.deliveries = DeliveryStore(client, scripts)
         self.rates = RateStore(client, scripts)
         self.api_keys = ApiKeyStore(client)

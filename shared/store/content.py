@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 import msgspec
@@ -10,7 +11,8 @@ import redis.asyncio as redis
 import zstandard
 
 from shared.ids import JobId
-from shared.models import Decision, Prompt, StoredCompletion
+from shared.models import Decision, Prompt, PromptDefaults, StoredCompletion
+from shared.prompts import with_defaults
 from shared.store import keys
 from shared.store.connection import ask
 
@@ -19,12 +21,19 @@ _decompress: Final = zstandard.ZstdDecompressor()
 _prompts: Final = msgspec.json.Decoder(Prompt)
 _completions: Final = msgspec.json.Decoder(StoredCompletion)
 _decisions: Final = msgspec.json.Decoder(list[Decision])
+_defaults: Final = msgspec.json.Decoder(PromptDefaults)
 _encode: Final = msgspec.json.Encoder()
+_PLACES_MAX: Final = 256  # jobs of which this process remembers where their prompts lie
 
 
 def pack_prompts(prompts: Sequence[Prompt]) -> bytes:
     """A chunk as it is stored: one JSON line per prompt, compressed together (a shared system prompt costs once)."""
-    return _compress.compress(_encode.encode_lines(prompts))
+    return pack_lines(_encode.encode_lines(prompts))
+
+
+def pack_lines(lines: bytes) -> bytes:
+    """A chunk from prompts that are JSON lines already."""
+    return _compress.compress(lines)
 
 
 def unpack_prompts(blob: bytes) -> list[Prompt]:
@@ -43,22 +52,53 @@ def chunked(prompts: Sequence[Prompt], size: int) -> Iterable[bytes]:
     return (pack_prompts(prompts[start : start + size]) for start in range(0, len(prompts), size))
 
 
+@dataclass(frozen=True)
+class _Place:
+    """Where prompts lie.  defaults: what they do not carry yet; None when they do."""
+
+    key: str
+    defaults: PromptDefaults | None = None
+
+
 class ContentStore:
     """Bulk content of jobs.  Every read is bounded by a chunk, so memory stays flat however large the job."""
 
     def __init__(self, client: redis.Redis) -> None:
         self._redis = client
+        self._places: dict[JobId, _Place] = {}
 
     async def prompt_chunk(self, job_id: JobId, prompt_set: str, chunk: int) -> list[Prompt]:
-        """The prompts of one chunk; empty when there is no such chunk."""
-        blob: bytes | None = await ask(self._redis.hget(keys.prompts(job_id, prompt_set), str(chunk)))
-        return unpack_prompts(blob) if blob else []
+        """The prompts of one chunk as they are asked; empty when there is no such chunk.
+
+        The one place where prompts of a file and what the job says for all of them come together."""
+        place = await self._place(job_id, prompt_set)
+        blob: bytes | None = await ask(self._redis.hget(place.key, str(chunk)))
+        prompts = unpack_prompts(blob) if blob else []
+        return prompts if place.defaults is None else [with_defaults(prompt, place.defaults) for prompt in prompts]
+
+    async def _place(self, job_id: JobId, prompt_set: str) -> _Place:
+        """Source prompts may be a file's; that never changes, so it is looked up once per job and process."""
+        own = _Place(keys.prompts(job_id, prompt_set))
+        if prompt_set != "source":
+            return own
+        if job_id in self._places:
+            return self._places[job_id]
+        status, key, defaults = await ask(
+            self._redis.hmget(keys.job(job_id), ["status", "source_chunks", "prompt_defaults"])
+        )
+        if status is None:
+            return own
+        found = _Place(key.decode(), _defaults.decode(defaults) if defaults else None) if key else own
+        while len(self._places) >= _PLACES_MAX:
+            del self._places[next(iter(self._places))]
+        self._places[job_id] = found
+        return found
 
     async def put_prompt_chunk(self, job_id: JobId, prompt_set: str, chunk: int, prompts: Sequence[Prompt]) -> None:
         await ask(self._redis.hset(keys.prompts(job_id, prompt_set), str(chunk), pack_prompts(prompts)))
 
     async def chunk_count(self, job_id: JobId, prompt_set: str) -> int:
-        return int(await ask(self._redis.hlen(keys.prompts(job_id, prompt_set))))
+        return int(await ask(self._redis.hlen((await self._place(job_id, prompt_set)).key)))
 
     async def completion_chunk(self, job_id: JobId, pass_name: str, chunk: int) -> dict[int, StoredCompletion]:
         """The settled completions of one chunk, by index, in order of index."""

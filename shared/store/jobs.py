@@ -26,6 +26,7 @@ from shared.models import (
     JsonObject,
     Manifest,
     Money,
+    PromptDefaults,
     Usage,
 )
 from shared.store import keys
@@ -88,6 +89,7 @@ _JSON_FIELDS: Final[Mapping[str, Any]] = {
     "manifest": Manifest,
     "warnings": list[Advice],
     "error": JobError,
+    "prompt_defaults": PromptDefaults,
 }
 _encode: Final = msgspec.json.encode
 _decoders: Final = {name: msgspec.json.Decoder(kind) for name, kind in _JSON_FIELDS.items()}
@@ -171,6 +173,7 @@ def _job_of(job_id: JobId, row: Mapping[bytes, bytes], teacher: Mapping[bytes, b
         stage_attempts=number("stage_attempts") or 0,
         usage=Usage(**{name: number(name) or 0 for name in Usage.__struct_fields__}),
         chunk_size=number("chunk_size") or 100,
+        prompt_defaults=parsed("prompt_defaults", None),
     )
 
 
@@ -192,8 +195,11 @@ class JobStore:
     ) -> None:
         """Make the job durable, with its prompts and first event.  Sent twice, it is written once.
 
+        prompt_chunks: none for a job whose prompts are a file's; it is entered among that file's jobs instead, and a
+        retry also where only jobs still see the file.  Raises NotFound when the file is gone.
         once: the answer that repetitions get is written with it.  Raises IdempotencyInProgress when another request
         with the same key was first after all, and TooMany when `most_active` jobs are queued or running."""
+        file_id = job.spec.file_id
         fields = row_fields(
             {
                 "tenant": job.tenant,
@@ -210,27 +216,32 @@ class JobStore:
                 "warnings": job.warnings,
                 "retry_of": job.retry_of,
                 "chunk_size": job.chunk_size,
+                "source_chunks": None if file_id is None else keys.file_prompts(file_id),
+                "prompt_defaults": job.prompt_defaults,
             }
         )
         first = _encode(msgspec.structs.replace(event, sequence=1))
         arguments: list[str | bytes | int] = [job.id]
         arguments += [once.fingerprint, once.packed(job), KEPT_SECONDS] if once else ["", "", 0]
-        arguments += [most_active or 0, len(fields)]
+        see_file = "" if file_id is None else "visible" if job.retry_of is None else "kept"
+        arguments += [most_active or 0, see_file, len(fields)]
         for name, value in fields.items():
             arguments += [name, value]
         arguments.append(first)
         for number, chunk in enumerate(prompt_chunks):
             arguments += [number, chunk]
+        own = keys.job(job.id)
         written = await self._scripts.run(
             "accept",
             [
-                keys.job(job.id),
+                own,
                 keys.events(job.id),
                 keys.prompts(job.id, "source"),
                 keys.tenant_jobs(job.tenant),
                 keys.tenant_jobs(job.tenant, job.status),
                 keys.DUE,
-                once.record if once else keys.job(job.id),
+                once.record if once else own,
+                *([keys.file(file_id), keys.file_prompts(file_id), keys.file_jobs(file_id)] if file_id else [own] * 3),
             ],
             arguments,
         )
@@ -238,6 +249,8 @@ class JobStore:
             raise IdempotencyInProgress("Another request with this idempotency key has just been answered.")
         if written == -2:
             raise TooMany(f"At most {most_active:,} jobs may be queued or running.", code="too_many_active_jobs")
+        if written == -3:
+            raise NotFound("There is no such file.")
 
     async def get(self, tenant: TenantId, job_id: JobId) -> Job:
         """A tenant's own job.  Raises NotFound, the same for a foreign job and for none."""

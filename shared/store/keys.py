@@ -1,19 +1,21 @@
 """The map of the database: one function per key, with its type, fields and lifetime.
 
-Keys of one job share the hash tag {job_id} and live until the job is purged.  Everything starts with `d:`."""
+Keys of one job share the hash tag {job_id} and live until the job is purged; those of a file share {file_id}.
+Everything starts with `d:`."""
 
 from __future__ import annotations
 
 from typing import Final
 
-from shared.ids import DeliveryId, JobId, KeyId, TenantId
+from shared.ids import DeliveryId, FileId, JobId, KeyId, TenantId
 from shared.lifecycle import JobStatus
 
 
 def job(job_id: JobId) -> str:
     """HASH, the row: tenant, status, stage, version, spec, … (JSON where it is not a scalar), the lease (fence, owner,
-    lease_until_ms, takeovers, commits), runs (times it began or went on to run), and the money (spent_nano,
-    reserved_nano, unconfirmed_nano, possibly_billed)."""
+    lease_until_ms, takeovers, commits), runs (times it began or went on to run), the money (spent_nano, reserved_nano,
+    unconfirmed_nano, possibly_billed), and where the prompts lie when they are a file's (source_chunks: that key;
+    prompt_defaults: what they do not carry yet)."""
     return f"d:{{{job_id}}}:job"
 
 
@@ -30,6 +32,28 @@ def results(job_id: JobId) -> str:
 def prompts(job_id: JobId, prompt_set: str) -> str:
     """HASH, chunk number → zstd-compressed JSONL of prompts.  Sets: `source`, and `holdout` once it is split off."""
     return f"d:{{{job_id}}}:prompts:{prompt_set}"
+
+
+def file(file_id: FileId) -> str:
+    """HASH, the row of an uploaded file of prompts: row (JSON), expires_at_ms, deleted (when its owner has deleted it
+    and jobs still use it).  Lives until it expires, and as long as a job uses it."""
+    return f"d:{{{file_id}}}:file"
+
+
+def file_prompts(file_id: FileId) -> str:
+    """HASH, chunk number → zstd-compressed JSONL of prompts, like `prompts`.  Lives as long as the file's row; during
+    the upload, when there is no row yet, an hour after the last write."""
+    return f"d:{{{file_id}}}:file:prompts"
+
+
+def file_jobs(file_id: FileId) -> str:
+    """SET, ids of the jobs whose prompts are this file's, until they are purged."""
+    return f"d:{{{file_id}}}:file:jobs"
+
+
+def tenant_files(tenant: TenantId) -> str:
+    """ZSET of file ids, score 0, so in order of creation.  May hold some that have expired."""
+    return f"d:t:{tenant}:files"
 
 
 def decisions(job_id: JobId) -> str:

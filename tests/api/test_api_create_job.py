@@ -71,7 +71,7 @@ async def test_validating_only_shows_the_request_with_its_defaults_and_stores_no
     assert answer.status_code == 200
     assert body["object"] == "distillation.estimate"
     assert body["request"]["split"] == {"validation": 0.1, "holdout": 0.2, "seed": 0}
-    assert body["request"]["source"] == {"type": "inline", "prompts_total": 20}
+    assert body["request"]["source"] == {"type": "inline", "file_id": None, "prompts_total": 20}
     assert float(body["cost"]["high"]) > 0
     assert [warning["code"] for warning in body["warnings"]] == ["holdout_small"]
     assert await api.keys() == []
@@ -89,7 +89,7 @@ REFUSALS: dict[str, tuple[dict[str, Any], str, str | None]] = {
     "a message without a role": (
         a_request(source=inline({"messages": [{"content": "x"}]})),
         "validation_failed",
-        "/source/prompts/0/messages/0",
+        "/source/prompts/0/messages/0/role",
     ),
     "an unknown source": (a_request(source={"type": "ftp", "prompts": ["x"]}), "validation_failed", "/source/type"),
     "too many prompts": (a_request(source=inline(and_more=1_001)), "too_many_prompts", "/source/prompts"),

@@ -12,7 +12,7 @@ from api_kit import Api, answer_all, begin, some_settings
 from api import openapi
 from api.app import ROUTERS, create_app
 from api.deps import SCOPES
-from shared.ids import JobId, TenantId, completion_id, new_job_id, new_key_id
+from shared.ids import JobId, TenantId, completion_id, new_file_id, new_job_id, new_key_id
 
 pytestmark = pytest.mark.anyio
 PUBLIC = {"/healthz", "/readyz", "/problems/{code}"}
@@ -46,10 +46,17 @@ async def _key(api: Api) -> str:
     return (await api.store.api_keys.create(ACME, ["jobs:read"]))[0].id
 
 
+async def _file(api: Api) -> str:
+    _, secret = await api.store.api_keys.create(ACME, SCOPES)
+    headers = {"Authorization": f"Bearer {secret}", "Content-Type": "application/jsonl"}
+    return (await api.http.post("/v1/files", content=b'"Hello"', headers=headers)).json()["id"]
+
+
 #: Path parameter → how an object of tenant acme comes to be, and an id of the same kind that nothing has.
 OBJECTS: dict[str, tuple[Made, Callable[[Api], str]]] = {
     "job_id": (_job, lambda _: new_job_id()),
     "completion_id": (_completion, lambda api: completion_id(api.settings.secret, JobId("job_x"), 0, 2)),
+    "file_id": (_file, lambda _: new_file_id()),
     "key_id": (_key, lambda _: new_key_id()),
 }
 
