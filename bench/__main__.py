@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import signal
+import sys
 
 NAMES = ("completions", "workers", "limits", "fairness", "million", "clients")
 
@@ -16,6 +18,7 @@ def main() -> None:
     length.add_argument("--full", action="store_true", help="the numbers of the targets, a million prompts among them")
     parser.add_argument("--only", help="completions: `engine` leaves the baselines out")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that every `with` still ends what it started
     for name in [options.name] if options.name else NAMES:
         bench = importlib.import_module(f"bench.{name}")
         more = {"only": options.only} if name == "completions" else {}
