@@ -119,7 +119,7 @@ def test_a_batch_is_given_three_days_unless_the_owner_says_otherwise(system: Sys
     def deadline_of(**changes: Any) -> int:
         teacher = {"provider": "sandbox", "model": TEACHER, "mode": "batch"}
         answer = system.client.post("/v1/jobs?validate_only=true", json=a_request(teacher=teacher, **changes))
-        deadline: int = answer.raise_for_status().json()["deadline_seconds"]
+        deadline: int = answer.raise_for_status().json()["request"]["deadline_seconds"]
         return deadline
 
     assert deadline_of() == 3 * DAY
