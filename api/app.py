@@ -14,6 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from api import openapi, problems
+from api.allowance import Allowances
 from api.deps import Services
 from api.keyring import KeyRing
 from api.middleware import RequestContext
@@ -79,6 +80,7 @@ def create_app(settings: Settings, *, store: Store | None = None, doorbell: Bell
         jobs=job_cases,
         files=Files(used_store, _file_limits(settings)),
         keyring=KeyRing(used_store.api_keys),
+        allowances=Allowances(used_store.rates, settings.requests_per_minute),
         watcher=watcher,
         waits=Slots(most=settings.waits_max),
         streams=Slots(most=settings.streams_max, most_per_tenant=settings.streams_per_tenant_max),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import difflib
 import hmac
+import re
 from dataclasses import dataclass
 from typing import Annotated, Any, Final, TypeVar, cast, get_args
 
@@ -13,6 +14,7 @@ from fastapi import Depends, Request
 from fastapi.dependencies.utils import get_flat_params
 from pydantic import BaseModel, ValidationError
 
+from api.allowance import Allowances
 from api.keyring import KeyRing
 from api.problems import BodyTooLarge, UnsupportedMediaType
 from api.schemas import Scope
@@ -30,6 +32,8 @@ Body = TypeVar("Body", bound=BaseModel)
 SCOPES: Final = get_args(Scope)
 LOCAL: Final = TenantId("local")
 DEEPEST_JSON: Final = 64  # levels; what later recurses over the body must never run out of stack
+_METADATA: Final = re.compile(r"metadata\[(.{1,64})\]", re.DOTALL)
+_METADATA_PAIRS_MAX: Final = 16
 _LARGE_BODY_BYTES: Final = 100_000  # from here on a body is read in a thread, so that others need not wait for it
 
 
@@ -42,6 +46,7 @@ class Services:
     jobs: Jobs
     files: Files
     keyring: KeyRing
+    allowances: Allowances
     watcher: Watcher
     waits: Slots
     streams: Slots
@@ -67,6 +72,14 @@ class Caller:
 
 
 async def authenticate(request: Request, services: Wired) -> Caller:
+    """Who asks, once the request is counted.  Raises Unauthenticated, or TooMany."""
+    caller = await _caller(request, services)
+    request.state.rate = services.allowances.exhausted()
+    request.state.rate = await services.allowances.spend(caller.tenant)
+    return caller
+
+
+async def _caller(request: Request, services: Services) -> Caller:
     """The operator's key, from the settings, or a stored one."""
     scheme, _, key = request.headers.get("authorization", "").strip().partition(" ")
     if scheme.lower() != "bearer" or not key.strip():
@@ -106,6 +119,8 @@ async def known_query_only(request: Request) -> None:
         {field.alias for field in get_flat_params(dependant) if _is_query(field)} if dependant is not None else set()
     )
     sent = list(request.query_params.multi_items())
+    if dependant is not None and any(inner.call is metadata_filter for inner in dependant.dependencies):
+        known |= {name for name, _ in sent if _METADATA.fullmatch(name)} | {"metadata[…]"}
     for name, _ in sent:
         if name not in known:
             near = difflib.get_close_matches(name[:64], sorted(known), n=1)
@@ -115,6 +130,32 @@ async def known_query_only(request: Request) -> None:
     for name in known:
         if sum(sent_name == name for sent_name, _ in sent) > 1:
             raise query_fault(name, "duplicate", f"The query parameter {name} may be given once")
+
+
+def metadata_filter(request: Request) -> dict[str, str]:
+    """`metadata[team]=a&metadata[env]=prod`: pairs that a job must carry, all of them."""
+    pairs = {}
+    for name, value in request.query_params.multi_items():
+        if found := _METADATA.fullmatch(name):
+            pairs[found[1]] = value
+    if len(pairs) > _METADATA_PAIRS_MAX:
+        raise query_fault("metadata", "wrong_length", f"A job has at most {_METADATA_PAIRS_MAX} pairs of metadata")
+    return pairs
+
+
+MetadataFilter = Annotated[dict[str, str], Depends(metadata_filter)]
+METADATA_DOCS: Final[dict[str, Any]] = {
+    "parameters": [
+        {
+            "name": "metadata",
+            "in": "query",
+            "style": "deepObject",
+            "explode": True,
+            "description": "`metadata[team]=a`: pairs that a job must carry, all of them",
+            "schema": {"type": "object", "additionalProperties": {"type": "string"}},
+        }
+    ]
+}
 
 
 def _is_query(field: Any) -> bool:

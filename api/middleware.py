@@ -38,6 +38,8 @@ class RequestContext:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 headers = [*message.get("headers", ()), (b"x-request-id", request_id.encode())]
+                standing: dict[str, str] = scope["state"].get("rate", {})
+                headers += [(name.lower().encode(), value.encode()) for name, value in standing.items()]
                 message = {**message, "headers": [*headers, (b"x-content-type-options", b"nosniff")]}
             await send(message)
 

@@ -35,14 +35,20 @@ def _number(text: str) -> int:
     return value
 
 
-def _new(prefix: str) -> str:
+def _new(prefix: str, now_ms: int | None = None) -> str:
     """Sorted by creation time in plain byte order, so that a list of ids is a list in time."""
-    now_ms = time.time_ns() // 1_000_000
+    now_ms = time.time_ns() // 1_000_000 if now_ms is None else now_ms
     return f"{prefix}_{_base32(now_ms, _TIME_CHARS)}{_base32(secrets.randbits(120), _RANDOM_CHARS)}"
 
 
-def new_job_id() -> JobId:
-    return JobId(_new("job"))
+def new_job_id(now_ms: int | None = None) -> JobId:
+    """now_ms: what the job's `created_at` says, so that lists by time and by id agree; None: now."""
+    return JobId(_new("job", now_ms))
+
+
+def first_job_id(ms: int) -> str:
+    """Every job created at `ms` (unix) or later has an id from here on, every earlier one an id below."""
+    return f"job_{_base32(ms, _TIME_CHARS)}"
 
 
 def new_event_id() -> EventId:

@@ -195,7 +195,7 @@ class Jobs:
         now_ms = self._now_ms()
         estimate = plan.estimate
         job = Job(
-            id=new_job_id(),
+            id=new_job_id(now_ms),
             tenant=tenant,
             spec=plan.spec,
             status=S.QUEUED,
@@ -259,16 +259,36 @@ class Jobs:
         return await self._store.jobs.version(tenant, _checked(job_id))
 
     async def page(
-        self, tenant: TenantId, *, limit: int, after: str | None, newest_first: bool, status: JobStatus | None
+        self,
+        tenant: TenantId,
+        *,
+        limit: int,
+        after: str | None,
+        newest_first: bool,
+        status: JobStatus | None = None,
+        metadata: Mapping[str, str] | None = None,
+        created_after: int | None = None,
+        created_before: int | None = None,
     ) -> tuple[list[Job], bool]:
-        """after: id of the last job seen.  Raises BadRequest `invalid_cursor` when it is no job id."""
+        """after: id of the last job seen.  Raises BadRequest `invalid_cursor` when it is no job id.
+
+        created_after, created_before: unix seconds, neither included, as `created_at` shows them."""
         if after is not None and not is_id("job", after):
             raise BadRequest(
                 "`after` is not the id of a job.  Pass `last_id` of the page before.",
                 code="invalid_cursor",
                 param="after",
             )
-        return await self._store.jobs.page(tenant, limit=limit, after=after, newest_first=newest_first, status=status)
+        return await self._store.jobs.page(
+            tenant,
+            limit=limit,
+            after=after,
+            newest_first=newest_first,
+            status=status,
+            metadata=metadata,
+            created_from_ms=None if created_after is None else (created_after + 1) * 1000,
+            created_until_ms=None if created_before is None else created_before * 1000,
+        )
 
     # --- steering ----------------------------------------------------------------------------------------------------
 

@@ -15,7 +15,7 @@ router = APIRouter(
     prefix="/v1/files",
     tags=["files"],
     dependencies=[Depends(authenticate), Depends(known_query_only)],
-    responses=documented(401, 403, 422, 503),
+    responses=documented(401, 403, 422, 429, 503),
 )
 
 Writer = Annotated[Caller, requires("data:write")]

@@ -9,7 +9,18 @@ from typing import Annotated, Any, Final, Literal
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
 
 from api.content import Filters, Format, SplitName, completion, completions, dataset_head, dataset_lines, matches
-from api.deps import Caller, Services, Wired, authenticate, body_docs, json_body, known_query_only, requires
+from api.deps import (
+    METADATA_DOCS,
+    Caller,
+    MetadataFilter,
+    Services,
+    Wired,
+    authenticate,
+    body_docs,
+    json_body,
+    known_query_only,
+    requires,
+)
 from api.idempotency import IdempotencyKey, repeatable
 from api.problems import RETRY_AFTER_SECONDS, documented
 from api.schemas import CompletionOut, EstimateOut, EventOut, JobCreate, JobOut, Page, Resume, page_of
@@ -26,7 +37,7 @@ router = APIRouter(
     prefix="/v1/jobs",
     tags=["jobs"],
     dependencies=[Depends(authenticate), Depends(known_query_only)],
-    responses=documented(401, 403, 422, 503),
+    responses=documented(401, 403, 422, 429, 503),
 )
 
 Reader = Annotated[Caller, requires("jobs:read")]
@@ -35,6 +46,7 @@ DataReader = Annotated[Caller, requires("data:read")]
 Limit = Annotated[int, Query(ge=1, le=100)]
 After = Annotated[str | None, Query(max_length=100, description="`last_id` of the page before")]
 Order = Annotated[Literal["asc", "desc"], Query()]
+Moment = Annotated[int | None, Query(ge=0, le=100_000_000_000, description="unix seconds, not included")]
 IfNoneMatch = Annotated[str | None, Header()]
 _SEQUENCE_DIGITS: Final = 15
 _AS_KNOWN: Final[dict[int | str, dict[str, Any]]] = {304: {"description": "nothing has changed"}}
@@ -81,7 +93,7 @@ async def _accepted(
     "",
     status_code=202,
     response_model=JobOut,
-    responses=documented(400, 409, 413, 415, 429)
+    responses=documented(400, 409, 413, 415)
     | {200: {"model": EstimateOut, "description": "`validate_only`: nothing was stored or spent"}},
     openapi_extra=body_docs(JobCreate),
 )
@@ -115,18 +127,28 @@ async def _plan(caller: Caller, services: Services, body: JobCreate) -> Plan:
     return await asyncio.to_thread(services.jobs.plan, spec, prompts)
 
 
-@router.get("", responses=documented(400))
+@router.get("", responses=documented(400), openapi_extra=METADATA_DOCS)
 async def list_jobs(
     caller: Reader,
     services: Wired,
+    metadata: MetadataFilter,
     limit: Limit = 20,
     after: After = None,
     order: Order = "desc",
     status: Annotated[JobStatus | None, Query()] = None,
+    created_after: Moment = None,
+    created_before: Moment = None,
 ) -> Page[JobOut]:
     """Your jobs, newest first."""
     jobs, more = await services.jobs.page(
-        caller.tenant, limit=limit, after=after, newest_first=order == "desc", status=status
+        caller.tenant,
+        limit=limit,
+        after=after,
+        newest_first=order == "desc",
+        status=status,
+        metadata=metadata,
+        created_after=created_after,
+        created_before=created_before,
     )
     return page_of([JobOut.of(job) for job in jobs], has_more=more)
 
@@ -210,7 +232,7 @@ async def retry_job(
 @router.get(
     "/{job_id}/events",
     response_model=Page[EventOut],
-    responses=documented(400, 404, 429)
+    responses=documented(400, 404)
     | {
         200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}},
         204: {"description": "as a stream: the job has ended, and there is nothing after `Last-Event-ID`"},

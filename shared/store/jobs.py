@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar, cast
 
@@ -11,7 +11,7 @@ import msgspec
 import redis.asyncio as redis
 
 from shared.errors import IdempotencyInProgress, NotFound, TooMany
-from shared.ids import DeliveryId, JobId, TenantId
+from shared.ids import DeliveryId, JobId, TenantId, first_job_id
 from shared.lifecycle import TERMINAL, JobStatus, PausedReason, Stage, sources
 from shared.models import (
     Advice,
@@ -34,6 +34,7 @@ from shared.store.connection import Scripts, ask
 from shared.store.idempotency import KEPT_SECONDS, Once
 
 T = TypeVar("T")
+_IDS_AT_ONCE: Final = 200  # read from one index to be looked for in others
 TEACHER: Final = "teacher"  # name of the pass in which the teacher answers
 
 
@@ -242,6 +243,7 @@ class JobStore:
                 keys.DUE,
                 once.record if once else own,
                 *([keys.file(file_id), keys.file_prompts(file_id), keys.file_jobs(file_id)] if file_id else [own] * 3),
+                *(keys.tenant_metadata(job.tenant, *pair) for pair in job.spec.metadata.items()),
             ],
             arguments,
         )
@@ -283,16 +285,68 @@ class JobStore:
         return [Glance(int(row[0]), JobStatus(row[1].decode()), int(row[2])) if row[1] else None for row in rows]
 
     async def page(
-        self, tenant: TenantId, *, limit: int, after: str | None, newest_first: bool, status: JobStatus | None
+        self,
+        tenant: TenantId,
+        *,
+        limit: int,
+        after: str | None,
+        newest_first: bool,
+        status: JobStatus | None = None,
+        metadata: Mapping[str, str] | None = None,
+        created_from_ms: int | None = None,
+        created_until_ms: int | None = None,
     ) -> tuple[list[Job], bool]:
-        """Up to `limit` jobs in order of creation, and whether there are more.  after: id of the last one seen."""
-        key = keys.tenant_jobs(tenant, status)
-        if newest_first:
-            ids = await ask(self._redis.zrevrangebylex(key, f"({after}" if after else "+", "-", 0, limit + 1))
-        else:
-            ids = await ask(self._redis.zrangebylex(key, f"({after}" if after else "-", "+", 0, limit + 1))
-        loaded = [await self.load(JobId(job_id.decode())) for job_id in ids[:limit]]
-        return [job for job in loaded if job is not None], len(ids) > limit
+        """Up to `limit` jobs in order of creation, and whether there are more.  after: id of the last one seen.
+
+        metadata: pairs that all must be there.  created_from_ms, created_until_ms: the first is included, the other
+        not."""
+        low = "-" if created_from_ms is None else f"[{first_job_id(created_from_ms)}"
+        high = "+" if created_until_ms is None else f"({first_job_id(created_until_ms)}"
+        if after is not None and newest_first and (high == "+" or after < high[1:]):
+            high = f"({after}"
+        elif after is not None and not newest_first and (low == "-" or after >= low[1:]):
+            low = f"({after}"
+        indexes = [keys.tenant_metadata(tenant, *pair) for pair in (metadata or {}).items()]
+        if status is not None or not indexes:
+            indexes.append(keys.tenant_jobs(tenant, status))
+        found: list[str] = []
+        async for job_id in self._in_all(indexes, low, high, newest_first=newest_first, expected=limit + 1):
+            found.append(job_id)
+            if len(found) > limit:
+                break
+        loaded = [await self.load(JobId(job_id)) for job_id in found[:limit]]
+        return [job for job in loaded if job is not None], len(found) > limit
+
+    async def _in_all(
+        self, indexes: Sequence[str], low: str, high: str, *, newest_first: bool, expected: int
+    ) -> AsyncIterator[str]:
+        """Ids between the bounds that are in every index: the smallest is read in order, the others are asked."""
+        if len(indexes) > 1:
+            sizes = self._redis.pipeline(transaction=False)
+            for index in indexes:
+                sizes.zcard(index)
+            counted = zip(await ask(sizes.execute()), indexes, strict=True)
+            indexes = [index for _, index in sorted(counted)]
+        first, *others = indexes
+        at_once = max(expected, _IDS_AT_ONCE) if others else expected
+        while True:
+            if newest_first:
+                ids = await ask(self._redis.zrevrangebylex(first, high, low, 0, at_once))
+            else:
+                ids = await ask(self._redis.zrangebylex(first, low, high, 0, at_once))
+            present = [True] * len(ids)
+            if others and ids:
+                pipe = self._redis.pipeline(transaction=False)
+                for index in others:
+                    pipe.zmscore(index, ids)
+                for scores in await ask(pipe.execute()):
+                    present = [so_far and score is not None for so_far, score in zip(present, scores, strict=True)]
+            for job_id, is_there in zip(ids, present, strict=True):
+                if is_there:
+                    yield job_id.decode()
+            if len(ids) < at_once:
+                return
+            low, high = (low, f"({ids[-1].decode()}") if newest_first else (f"({ids[-1].decode()}", high)
 
     async def claim(self, job_id: JobId, *, lease_seconds: float) -> Lease | None:
         """Take the job's lease, or None when another holds it or nothing is left to do."""

@@ -5,6 +5,7 @@ Everything starts with `d:`."""
 
 from __future__ import annotations
 
+import hashlib
 from typing import Final
 
 from shared.ids import DeliveryId, FileId, JobId, KeyId, TenantId
@@ -95,6 +96,12 @@ def tenant_jobs(tenant: TenantId, status: JobStatus | None = None) -> str:
     return f"d:t:{tenant}:jobs" + (f":{status}" if status else "")
 
 
+def tenant_metadata(tenant: TenantId, name: str, value: str) -> str:
+    """ZSET of job ids, score 0: the tenant's jobs that carry this pair of metadata."""
+    pair = hashlib.sha256(f"{name}\0{value}".encode()).hexdigest()[:32]
+    return f"d:t:{tenant}:meta:{pair}"
+
+
 def delivery(delivery_id: DeliveryId) -> str:
     """HASH of one webhook delivery: `row` (JSON), `lease_until_ms` (of the attempt being made, or until the next one is
     due), `settled` when there will be none.  Expires with its log, 30 days after the event."""
@@ -104,6 +111,11 @@ def delivery(delivery_id: DeliveryId) -> str:
 def job_deliveries(job_id: JobId) -> str:
     """ZSET of delivery ids, score 0: the delivery log of one job's webhooks."""
     return f"d:{{{job_id}}}:deliveries"
+
+
+def allowance(tenant: TenantId) -> str:
+    """HASH, what is left of a tenant's requests: tokens, at_ms.  Lives two minutes after its last use."""
+    return f"d:t:{tenant}:requests"
 
 
 def api_key(digest: str) -> str:

@@ -84,6 +84,52 @@ async def test_jobs_are_filtered_by_status(api: Api):
     }
 
 
+async def test_jobs_are_filtered_by_metadata_with_every_other_filter(api: Api):
+    made = {}
+    for n in range(6):
+        pairs = {"team": "a" if n % 2 else "b", "env": "prod" if n < 3 else "test", "odd [name] ü": "x=1&y"}
+        made[n] = (await api.create(metadata=pairs))["id"]
+    await api.http.post(f"/v1/jobs/{made[1]}/cancel")
+
+    async def found(**query: Any) -> list[int]:
+        numbers = {job_id: n for n, job_id in made.items()}
+        return sorted(numbers[job["id"]] for job in await every_page(api, "/v1/jobs", limit=1, **query))
+
+    assert await found(**{"metadata[team]": "a"}) == [1, 3, 5]
+    assert await found(**{"metadata[team]": "a", "metadata[env]": "prod"}) == [1]
+    assert await found(**{"metadata[team]": "a", "order": "asc", "status": "queued"}) == [3, 5]
+    assert await found(**{"metadata[odd [name] ü]": "x=1&y"}) == list(range(6))
+    assert await found(**{"metadata[team]": "c"}) == []
+    assert await found(**{"metadata[team]": "a", "metadata[env]": "nowhere", "status": "queued"}) == []
+    for query in ({"metadata": "a"}, {"metadata[": "a"}, {f"metadata[{'k' * 65}]": "a"}, {"metadatum[a]": "b"}):
+        assert (await api.http.get("/v1/jobs", params=query)).status_code == 422
+    twice = await api.http.get("/v1/jobs?metadata[team]=a&metadata[team]=b")
+    assert problem_of(twice)["errors"][0]["code"] == "duplicate"
+    many = {f"metadata[{n}]": "a" for n in range(17)}
+    assert (await api.http.get("/v1/jobs", params=many)).status_code == 422
+
+
+async def test_jobs_are_filtered_by_the_second_they_were_created_in(api: Api):
+    jobs = api.app.state.services.jobs
+    made = {}
+    for second in (1_000, 2_000, 3_000):
+        jobs._clock = lambda at=second: at + 0.999
+        made[(await api.create(metadata={"at": "x"}))["id"]] = second
+
+    async def found(**query: Any) -> list[int]:
+        return [made[job["id"]] for job in await every_page(api, "/v1/jobs", limit=1, **query)]
+
+    for order, all_of_them in (("asc", [1_000, 2_000, 3_000]), ("desc", [3_000, 2_000, 1_000])):
+        for filters in ({}, {"metadata[at]": "x"}):
+            more = {"order": order, **filters}
+            assert await found(created_after=999, **more) == all_of_them
+            assert await found(created_after=1_000, **more) == [s for s in all_of_them if s > 1_000]
+            assert await found(created_before=3_000, **more) == [s for s in all_of_them if s < 3_000]
+            assert await found(created_after=1_000, created_before=3_000, **more) == [2_000]
+            assert await found(created_after=2_000, created_before=2_000, **more) == []
+    assert (await api.http.get("/v1/jobs?created_after=yesterday")).status_code == 422
+
+
 @pytest.fixture
 async def sdk(api: Api) -> AsyncIterator[openai.AsyncOpenAI]:
     transport = httpx2.ASGITransport(app=api.app)
