@@ -11,7 +11,7 @@ from shared.curation import assistant_message, reason_against
 from shared.errors import JobFailed, ProviderError
 from shared.ids import completion_id
 from shared.lifecycle import Stage
-from shared.models import Job, JobError, JsonObject, Prompt, ProviderAnswer, StoredCompletion
+from shared.models import Job, JobError, JsonObject, Prompt, ProviderAnswer, StoredCompletion, Usage
 from shared.plan import PassPlan, request_body
 from shared.ports import Completion
 from shared.pricing import Prices, batch_nano, request_size
@@ -100,8 +100,13 @@ class Scribe:
 
     def answered(self, chunk: int, index: int, call: str, completion: Completion, fingerprint: str) -> Settlement:
         tier = None if self._batched else completion.service_tier
-        cost = self._billed(
-            self._prices.cost_nano(self._price_list, self._plan.model, completion.usage, service_tier=tier)
+        # A server may send anything as usage; what are no token counts make an unpriced call.
+        plausible = all(0 <= count < 2**31 for count in msgspec.structs.astuple(completion.usage))
+        usage = completion.usage if plausible else Usage()
+        cost = (
+            self._billed(self._prices.cost_nano(self._price_list, self._plan.model, usage, service_tier=tier))
+            if plausible
+            else None
         )
         reason = self._reason(completion.message, completion.finish_reason)
         kept = StoredCompletion(
@@ -112,7 +117,7 @@ class Scribe:
             created_at_ms=_now_ms(),
             reason=reason,
             raw=msgspec.Raw(completion.raw),
-            usage=completion.usage,
+            usage=usage,
             cost_nano=cost,
             latency_ms=completion.latency_ms,
             provider_request_id=completion.provider_request_id,
@@ -126,7 +131,7 @@ class Scribe:
             _outcome(reason),
             fingerprint=fingerprint,
             ledger_seconds=self._job.spec.retention_days * 86_400,
-            usage=completion.usage,
+            usage=usage,
         )
 
     def supplied(self, chunk: int, index: int, prompt: Prompt) -> Settlement:

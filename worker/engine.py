@@ -10,6 +10,7 @@ import random
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -107,7 +108,10 @@ class Engine:
         if job is None:
             return False
         try:
-            return await self._carry_out(job, lease, await self._decide(job, lease))
+            outcome = await self._decide(job, lease)
+            if isinstance(outcome, Fail) and job.stage is Stage.TRAINING:
+                outcome = await self._leaving_no_training_behind(job, outcome)
+            return await self._carry_out(job, lease, outcome)
         except StatusChanged:
             return True
 
@@ -116,6 +120,8 @@ class Engine:
             await self._write(job, lease, Change(set=fields, add=add))
 
         try:
+            if job.status is JobStatus.QUEUED:
+                return Done()  # whatever is wrong with it, it fails as a running job
             if job.status is JobStatus.CANCELLING:
                 return await self._stop(job, save)
             if lease.takeovers > self._settings.takeovers_max:
@@ -133,17 +139,17 @@ class Engine:
                     param="deadline_seconds",
                 )
                 return Fail(job_error(late, job.stage), set=stopped.set, add=stopped.add)
-            if job.status is JobStatus.QUEUED:
-                return Done()
             if job.status is JobStatus.PAUSED:
                 return Wait(self._until_deadline(job))
             assert job.stage is not None
             return await STEPS[job.stage](job, self._tools, save)
         except JobFailed as error:
             return Fail(job_error(error, job.stage))
-        except ProviderQuotaExhausted:
-            return Pause(PausedReason.PROVIDER_QUOTA)
         except ProviderError as error:
+            if job.status is JobStatus.CANCELLING:
+                return self._after_failed_stop(job, error)
+            if isinstance(error, ProviderQuotaExhausted):
+                return Pause(PausedReason.PROVIDER_QUOTA)
             return self._after_provider_error(job, error)
         except (StoreError, LeaseLost, StatusChanged):
             raise
@@ -180,6 +186,28 @@ class Engine:
             return Fail(job_error(error, job.stage))
         wait = max(error.retry_after_seconds or 0.0, self._backoff(failed))
         return Wait(wait, set={"stage_attempts": failed}, progress=False)
+
+    def _after_failed_stop(self, job: Job, error: ProviderError) -> Outcome:
+        """The owner wants the job to end: the provider is asked a few times to end its part, then it ends here."""
+        failed = job.stage_attempts + 1
+        if failed < self._settings.stage_attempts_max:
+            return Wait(self._backoff(failed), set={"stage_attempts": failed}, progress=False)
+        _log.error("provider_work_left_running", stage=job.stage, code=error.code, provider_code=error.provider_code)
+        return Stopped()
+
+    async def _leaving_no_training_behind(self, job: Job, fail: Fail) -> Outcome:
+        """What still trains for other students of a failed job would be billed for nothing."""
+        latest = await self._jobs.load(job.id)
+        if latest is None or "fine_tunes" in fail.set:
+            return fail
+        try:
+            stopped = await cancel_training(latest, self._tools)
+        except ProviderError as error:
+            _log.error("provider_work_left_running", code=error.code, provider_code=error.provider_code)
+            return fail
+        if isinstance(stopped, Wait):
+            return stopped
+        return replace(fail, set={**stopped.set, **fail.set}, add=stopped.add)
 
     async def _stop(self, job: Job, save: Save) -> Stopped | Wait:
         """Wait while the provider still ends what was started there and hands over what it has done."""

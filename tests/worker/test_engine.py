@@ -29,11 +29,6 @@ S = JobStatus
 LOST = ProviderUnavailable("The answer was lost.", provider_code="timeout")
 
 
-def not_yet(why):
-    """A defect that is known and described by the test below; the mark goes with it."""
-    return pytest.mark.xfail(strict=True, reason=why)
-
-
 @pytest.fixture
 def store(real_store):
     return real_store
@@ -124,7 +119,7 @@ async def test_a_bell_rung_many_times_at_once_moves_a_job_once(store):
     "status",
     [
         S.RUNNING,
-        pytest.param(S.QUEUED, marks=not_yet("a queued job cannot fail; the refused change is decided again for ever")),
+        S.QUEUED,
     ],
 )
 async def test_a_job_that_no_worker_can_carry_fails_instead_of_looping(store, status):
@@ -205,7 +200,6 @@ async def test_cancelling_ends_the_training_at_the_provider(store, answer):
     assert trainer.cancelled == ["ftjob-0"]
 
 
-@not_yet("cancelling looks once; a submission that shows later is trained and billed")
 async def test_cancelling_waits_for_a_submission_that_does_not_show_yet(store):
     trainer, job = ScriptedTrainer(), await in_training(store)
     trainer.faults["submit!"] = LOST
@@ -219,7 +213,6 @@ async def test_cancelling_waits_for_a_submission_that_does_not_show_yet(store):
     assert trainer.cancelled == ["ftjob-0"]
 
 
-@not_yet("a pause decided while cancelling is refused, and decided again at once, for ever")
 async def test_cancelling_without_credit_does_not_spin(store):
     trainer, job = ScriptedTrainer(), await in_training(store)
     trainer.status = "running"
@@ -354,7 +347,6 @@ async def test_a_submission_that_never_arrived_is_made_again(store):
     assert (len(trainer.jobs), ended.fine_tunes[0].status) == (1, "succeeded")
 
 
-@not_yet("all but the oldest are cancelled, also when the row follows another one")
 async def test_of_two_submissions_the_one_that_is_followed_is_kept(store):
     trainer, job = ScriptedTrainer(), await in_training(store)
     trainer.faults["submit!"] = LOST
@@ -377,7 +369,7 @@ async def test_of_two_submissions_the_one_that_is_followed_is_kept(store):
 
 @pytest.mark.parametrize(
     "keeps_metadata",
-    [True, pytest.param(False, marks=not_yet("students share one training file, by which each takes the other's job"))],
+    [True, False],
 )
 async def test_students_of_one_provider_do_not_take_each_others_jobs(store, keeps_metadata):
     trainer, job = ScriptedTrainer(keeps_metadata=keeps_metadata), await in_training(store, students=2)
@@ -416,7 +408,6 @@ async def test_training_without_credit_pauses_the_job(store):
     assert paused.fine_tunes[0].step == "uploaded"
 
 
-@not_yet("what is being trained goes on, and is billed, when another student's provider ends the job")
 async def test_a_job_that_fails_in_training_leaves_no_training_behind(store):
     trainer, job = ScriptedTrainer(), await in_training(store, students=2)
     trainer.status = "running"

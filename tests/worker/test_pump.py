@@ -24,11 +24,6 @@ pytestmark = pytest.mark.anyio
 S = JobStatus
 
 
-def not_yet(why):
-    """A defect that is known and described by the test below; the mark goes with it."""
-    return pytest.mark.xfail(strict=True, reason=why)
-
-
 @pytest.fixture
 def store(real_store):
     return real_store
@@ -213,7 +208,6 @@ async def test_a_refused_key_fails_the_job(store):
     assert (halt.kind, halt.error.code) == ("fail", "provider_auth_failed")
 
 
-@not_yet("a number that the store cannot add ends the run's only writer; a negative one lowers what is spent")
 @pytest.mark.parametrize("usage", [{"prompt_tokens": 10**30}, {"prompt_tokens": -50}])
 async def test_an_answer_with_an_absurd_usage_harms_nobody_else(store, tmp_path, usage):
     teacher = ScriptedTeacher(lambda text: [odd()] if "0:" in text else ["Billing"])
@@ -230,7 +224,6 @@ async def test_an_answer_with_an_absurd_usage_harms_nobody_else(store, tmp_path,
     assert (await loaded(store, job.job.id)).money.spent_nano >= 7 * 15
 
 
-@not_yet("an unexpected exception in a call leaks its slot and its prompt")
 async def test_a_defect_in_one_call_does_not_leave_its_prompt_and_slot_hanging(store):
     teacher = ScriptedTeacher(lambda text: [ValueError("a defect")] if "0:" in text else ["Billing"])
     job = await work(store, 5)
@@ -388,7 +381,6 @@ async def test_a_worker_that_stops_in_order_loses_nothing_and_frees_its_chunks_a
     assert (await loaded(store, job.job.id)).counters.possibly_billed == 0
 
 
-@not_yet("stop() does not see the answers that a tick is offering")
 async def test_answers_in_hand_survive_a_store_that_is_away_and_a_worker_that_stops(store):
     teacher, job = ScriptedTeacher(seconds=0.05), await work(store, 5)
     flaky(store)
@@ -415,18 +407,14 @@ async def test_answers_are_offered_to_the_store_until_it_takes_them(store):
     assert teacher.calls == Counter(job.texts)
 
 
-WRITER = not_yet("a StoreError outside of the tick ends the run's only writer")
-CHUNK = not_yet("a chunk whose prompts could not be read stays leased and is never asked")
-
-
 @pytest.mark.parametrize(
     ("part", "method"),
     [
-        pytest.param("passes", "smoke_passed", marks=WRITER),
-        pytest.param("passes", "halt", marks=WRITER),
-        pytest.param("passes", "give_back", marks=WRITER),
-        pytest.param("passes", "settled_indexes", marks=CHUNK),
-        pytest.param("content", "prompt_chunk", marks=CHUNK),
+        pytest.param("passes", "smoke_passed"),
+        pytest.param("passes", "halt"),
+        pytest.param("passes", "give_back"),
+        pytest.param("passes", "settled_indexes"),
+        pytest.param("content", "prompt_chunk"),
         ("jobs", "load"),
     ],
 )
@@ -447,7 +435,6 @@ async def test_one_answer_that_the_store_did_not_give_stops_nothing_for_long(sto
     assert failing.failed[method] == 1
 
 
-@not_yet("a worker takes over its own chunk and asks again what is in flight")
 async def test_a_worker_that_lost_the_store_for_longer_than_its_lease_does_not_buy_twice_what_it_still_waits_for(store):
     teacher, job = ScriptedTeacher(seconds=1.5), await work(store, 5)
     flaky(store)
@@ -463,7 +450,6 @@ async def test_a_worker_that_lost_the_store_for_longer_than_its_lease_does_not_b
     assert teacher.calls == Counter(job.texts)
 
 
-@not_yet("refusals are no sign of life, and a chunk taken over again is queued twice")
 async def test_a_long_pause_asked_by_the_provider_does_not_double_the_calls(store):
     """No answer for longer than `stall_seconds`: when the chunk goes back, its waiting calls go with it."""
     slow = ProviderRateLimited("Slow down.", retry_after_seconds=1.5)
@@ -476,7 +462,6 @@ async def test_a_long_pause_asked_by_the_provider_does_not_double_the_calls(stor
     assert max(teacher.calls.values()) <= 2
 
 
-@not_yet("calls that wait do not count when chunks are fetched ahead")
 async def test_a_rate_limited_worker_does_not_hoard_the_whole_job(store):
     teacher = ScriptedTeacher([ProviderUnavailable("Busy.", billed_maybe=False, retry_after_seconds=60)])
     job = await work(store, 400, chunk_size=10)

@@ -88,8 +88,9 @@ def _budget_reached(job: Job) -> Outcome:
     )
 
 
-async def cancel_training(job: Job, tools: Tools) -> Stopped:
-    """Cancel what is being trained, and what a lost submission may have started."""
+async def cancel_training(job: Job, tools: Tools) -> Stopped | Wait:
+    """Cancel what is being trained, and what a lost submission may have started: that one is waited for until it shows
+    or cannot any more."""
     tunes = list(job.fine_tunes)
     for number, tune in enumerate(tunes):
         if tune.step not in {"intent", "submitted"}:
@@ -97,7 +98,10 @@ async def cancel_training(job: Job, tools: Tools) -> Stopped:
         trainer = tools.providers.trainer(job.spec.students[number].provider)
         ids = [tune.fine_tuning_job_id] if tune.fine_tuning_job_id else []
         if tune.step == "intent" and tune.training_file is not None:
-            ids = [j.id for j in await trainer.find(_metadata(job, number), tune.training_file, not_before=0)]
+            found = await trainer.find(_metadata(job, number), tune.training_file, not_before=0)
+            ids = [training.id for training in found]
+            if not ids and not _given_up(tune, tools):
+                return Wait(_LOOK_FOR_LOST_SECONDS, progress=False)
         for fine_tuning_job_id in ids:
             await trainer.cancel(fine_tuning_job_id)
         tunes[number] = replace(tune, step="ended", status="cancelled", ended_at_ms=_now_ms(), reserved_nano=0)
@@ -154,7 +158,8 @@ class _Step:
 
     async def _file(self, split: str) -> str:
         assert self._job.manifest is not None
-        filename = f"distill-{self._job.id}-{self._job.manifest.sha256[:12]}-{split}.jsonl"
+        # A file of its own for each student: by it a submission is told from those of the other students.
+        filename = f"distill-{self._job.id}-{self._job.manifest.sha256[:12]}-{self._number}-{split}.jsonl"
         if (found := await self._trainer.find_file(filename)) is not None:
             return found
         with tempfile.TemporaryDirectory(prefix="distill-") as folder:
@@ -236,12 +241,13 @@ class _Step:
         if found:
             self._say("info", "Found the fine-tuning job of an earlier submission and adopted it.")
             return await self._submitted(tune, found[0])
-        if _now_ms() < tune.intent_at_ms + self._settings.unknown_outcome_wait_seconds * 1000:
+        if not _given_up(tune, self._tools):
             return _LOOK_FOR_LOST_SECONDS
         return await self._submit(tune)
 
     async def _found(self, tune: FineTune) -> list[TrainingJob]:
-        """This student's fine-tuning jobs at the provider, oldest first; all but the oldest are cancelled."""
+        """This student's fine-tuning jobs at the provider, the one to keep first: the one that is followed, else the
+        oldest.  All others are cancelled."""
         assert tune.training_file is not None
         assert tune.intent_at_ms is not None
         not_before = self._job.created_at_ms // 1000 - _CLOCK_SKEW_SECONDS
@@ -251,6 +257,7 @@ class _Step:
             for job in await self._trainer.find(mine, tune.training_file, not_before=not_before)
             if job.metadata.get("student", mine["student"]) == mine["student"]
         ]
+        jobs.sort(key=lambda job: job.id != tune.fine_tuning_job_id)
         for extra in jobs[1:]:
             _log.error("fine_tune_submitted_twice", job_id=self._job.id, kept=jobs[0].id, cancelled=extra.id)
             await self._trainer.cancel(extra.id)
@@ -372,6 +379,11 @@ class _Step:
                 data={"student": self._number, **(data or {})},
             )
         )
+
+
+def _given_up(tune: FineTune, tools: Tools) -> bool:
+    """Whether a submission that does not show by now was never received."""
+    return _now_ms() >= (tune.intent_at_ms or 0) + tools.settings.unknown_outcome_wait_seconds * 1000
 
 
 def _metadata(job: Job, number: int) -> dict[str, str]:
