@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Final
 
 from fastapi import APIRouter, FastAPI
 from fastapi.dependencies.models import Dependant
 from fastapi.routing import APIRoute
 
 from api.deps import REQUEST_MODELS, Requirement
+from api.problems import SCHEMA, documented
+
+_ALWAYS: Final = (500,)
+_GUARDED: Final = (401, 403, 422, 429, 503)  # of every route that asks for a key
 
 
 def document(app: FastAPI, routers: Sequence[APIRouter]) -> dict[str, Any]:
@@ -23,6 +27,9 @@ def document(app: FastAPI, routers: Sequence[APIRouter]) -> dict[str, Any]:
         schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
         schemas.update(schema.pop("$defs", {}))
         schemas[name] = schema
+    for name in ("HTTPValidationError", "ValidationError"):
+        schemas.pop(name, None)
+    schemas["Problem"] = SCHEMA
     components["securitySchemes"] = {"api_key": {"type": "http", "scheme": "bearer", "description": "dk_…"}}
     for route in routes(routers):
         for method in route.methods or ():
@@ -30,6 +37,10 @@ def document(app: FastAPI, routers: Sequence[APIRouter]) -> dict[str, Any]:
             if operation is not None:
                 scopes = required_scopes(route)
                 operation["security"] = [{"api_key": scopes}] if scopes else []
+                operation["responses"].pop("422", None)  # the framework's own shape, which we never send
+                for status, problem in documented(*(_GUARDED if scopes else ()), *_ALWAYS).items():
+                    operation["responses"].setdefault(str(status), problem)
+                operation["responses"] = dict(sorted(operation["responses"].items()))
     return found
 
 

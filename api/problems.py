@@ -475,7 +475,10 @@ def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """For openapi.json: which problems a route answers with."""
     codes = {status: [code for code, known in PROBLEMS.items() if known.status == status] for status in statuses}
     return {
-        status: {"description": ", ".join(listed), "content": {MEDIA_TYPE: {"schema": _SCHEMA}}}
+        status: {
+            "description": ", ".join(listed),
+            "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}},
+        }
         for status, listed in codes.items()
     }
 
@@ -497,7 +500,7 @@ _FIELDS: Final = {
         "items": {"type": "object", "required": list(_FAULT_FIELDS), "properties": _FAULT_FIELDS},
     },
 }
-_SCHEMA: Final = {"title": "Problem", "type": "object", "required": list(_FIELDS), "properties": _FIELDS}
+SCHEMA: Final = {"title": "Problem", "type": "object", "required": list(_FIELDS), "properties": _FIELDS}
 
 
 def request_id(request: Request) -> str | None:

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import HTMLResponse
 
 from api.deps import Caller, Wired, authenticate, known_query_only, requires
-from api.problems import page, problem
+from api.problems import documented, page, problem
 from api.schemas import Page, WebhookEventType, page_of
 from shared.errors import NotFound, StoreError
 from shared.webhooks import EVENT_TYPES
@@ -24,7 +24,7 @@ async def healthz() -> dict[str, str]:
     return {"status": "ok"}
 
 
-@router.get("/readyz", response_model=dict[str, Any])
+@router.get("/readyz", response_model=dict[str, Any], responses=documented(503))
 async def readyz(request: Request, services: Wired) -> Any:
     """Whether jobs are accepted durably and moved: store, its settings, a live worker, no work left lying."""
     store = services.store
@@ -55,7 +55,7 @@ def _not_ready(request: Request, detail: str, checks: dict[str, Any]) -> Respons
     return problem(request, "not_ready", detail, extra={"checks": checks})
 
 
-@router.get("/problems/{code}", response_class=HTMLResponse)
+@router.get("/problems/{code}", response_class=HTMLResponse, responses=documented(404))
 async def problem_page(code: str) -> HTMLResponse:
     """The page behind a problem's `type`."""
     text = page(code)
