@@ -25,7 +25,9 @@ from api.schemas import PromptIn
 from cli import embedded
 from shared.ids import FileId, JobId
 from shared.lifecycle import JobStatus
-from shared.prompts import FIELDS, KeySet, LineSplitter, PromptReader, read_prompt
+from shared.models import Prompt, PromptCounts
+from shared.pricing import prompt_size
+from shared.prompts import FIELDS, KeySet, LineSplitter, PromptReader, chars_of, is_bare, read_prompt
 from shared.store import Store
 from shared.store.jobs import Change
 
@@ -510,6 +512,37 @@ def test_a_million_keys_are_told_apart_in_few_bytes():
     assert all(keys.add(f"key-{n}") for n in range(count))
     assert not any(keys.add(f"key-{n}") for n in range(0, count, 7))
     assert sum(table.itemsize * len(table) for table in keys._tables) <= 28 * count
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "Hé",
+        saying("Hé"),
+        saying("Hé", key="k"),
+        {"messages": [{"role": "system", "content": "a"}, {"role": "user", "content": "b"}]},
+        saying("x", key=None),
+        saying("x", reference="y", key="k"),
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": "x"}]}]},
+        {"messages": [{"role": "user", "name": "n", "content": "x"}]},
+    ],
+)
+def test_a_line_is_stored_and_counted_as_the_prompt_it_is(prompt: Any):
+    reader = PromptReader(chunk_size=1, prompts_max=1, prompt_max_chars=100, line_max_bytes=1_000)
+    [chunk] = reader.feed(lines(prompt))
+    whole = read_prompt(prompt)
+    assert isinstance(whole, Prompt)
+    assert chunk == msgspec.json.encode(whole) + b"\n"
+    assert reader.counts == PromptCounts(
+        prompts=1,
+        asked=1,
+        bytes=prompt_size(whole),
+        bare=is_bare(whole),
+        toolless=1,
+        formatless=1,
+        longest_chars=chars_of(whole),
+        longest_bare_chars=chars_of(whole) if is_bare(whole) else 0,
+    )
 
 
 def test_long_prompts_make_small_chunks():
