@@ -74,7 +74,9 @@ def after_failure(
             return Stop("fail", error.code)
         case ProviderRateLimited():
             wait = error.retry_after_seconds
-            return Retry(backoff if wait is None else wait * (1 + jitter / 10), lost=False, counted=False)
+            return Retry(wait * (1 + jitter / 10) if wait else backoff, lost=False, counted=False)
+        case ProviderUnavailable(provider_code="answer_too_large"):
+            return GiveUp(error.code, lost=True)  # it would be as large again, and billed again
         case ProviderUnavailable():
             if attempts >= policy.attempts_max:
                 return GiveUp(error.code, lost=error.billed_maybe)

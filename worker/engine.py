@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from types import MappingProxyType
@@ -116,8 +116,10 @@ class Engine:
             return True
 
     async def _decide(self, job: Job, lease: Lease) -> Outcome:
-        async def save(fields: Mapping[str, Any], add: Mapping[str, int] = MappingProxyType({})) -> None:
-            await self._write(job, lease, Change(set=fields, add=add))
+        async def save(
+            fields: Mapping[str, Any], add: Mapping[str, int] = MappingProxyType({}), events: Sequence[Event] = ()
+        ) -> None:
+            await self._write(job, lease, Change(set=fields, add=add, events=events))
 
         try:
             if job.status is JobStatus.QUEUED:

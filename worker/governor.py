@@ -85,9 +85,10 @@ class Allowance:
             self._expires_at = time.monotonic() + _KEPT_SECONDS
         except StoreError:
             wait = 1.0
-        if not self._calls:
-            await asyncio.sleep(max(0.005, wait))
-        self._asking = None
+        finally:
+            if not self._calls:
+                await asyncio.sleep(max(0.005, wait))
+            self._asking = None
         self._on_permit()
 
     def _batch(self) -> int:

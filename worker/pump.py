@@ -39,7 +39,7 @@ from worker.runs import Call, Run
 T = TypeVar("T")
 _log: Final = structlog.get_logger()
 
-_PASSES_MAX: Final = 64  # passes one process draws from at once; more wait for their turn
+_PASSES_MAX: Final = 512  # passes one process draws from at once; more wait for their turn
 _FETCHES_MAX: Final = 4  # chunks of one pass asked for at the same time
 _BLOCKED_SECONDS: Final = 0.25  # before the budget or the trial is asked again
 _TWIN_SECONDS: Final = 0.5  # before the ledger is asked again about a completion that somebody else is buying
@@ -107,6 +107,8 @@ class Pump:
                 await self._discover()
             except StoreError:
                 _log.warning("pump_waits_for_store")
+            except Exception:  # noqa: BLE001  # the edge of the pump: a defect in one pass must not end the others
+                _log.exception("pump_discovery_failed")
             self._bell.clear()
             try:
                 async with asyncio.timeout(self._limits.discover_seconds):
@@ -341,7 +343,7 @@ class Pump:
         self._release_slot(run)
         match answer:
             case "budget" | "smoke":
-                run.queue.appendleft(call)
+                run.put_back(call)
                 run.blocked_until = time.monotonic() + _BLOCKED_SECONDS
                 self._fill_in(_BLOCKED_SECONDS)
             case "paid":

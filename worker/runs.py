@@ -80,7 +80,14 @@ class Run:
         self.settlements.append(settlement)
         self.bell.set()
 
+    def put_back(self, call: Call) -> None:
+        """First in the queue again, unless nothing more starts here."""
+        if not self.stopped:
+            self.queue.appendleft(call)
+
     def delay(self, call: Call, seconds: float) -> None:
+        if self.stopped:
+            return
         heapq.heappush(self.delayed, (time.monotonic() + seconds, call.index, call))
 
     def forget(self, chunk: int, index: int) -> None:

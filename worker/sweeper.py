@@ -48,6 +48,8 @@ class Sweeper:
                     await self._ring(member)
             except StoreError:
                 _log.warning("sweep_waits_for_store")
+            except Exception:  # noqa: BLE001  # the edge: nothing may end the sweep, on which everything rests
+                _log.exception("sweep_failed")
             await asyncio.sleep(self._interval_seconds)
 
     async def _ring(self, member: str) -> None:

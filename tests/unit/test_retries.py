@@ -58,7 +58,6 @@ def test_a_refusal_for_rate_waits_as_long_as_it_named_and_uses_up_no_attempt():
     assert not decision.counted
 
 
-@pytest.mark.xfail(strict=True, reason="Retry-After: 0 is taken as leave to ask again at once, for ever")
 def test_a_refusal_that_names_no_time_worth_the_name_still_backs_off():
     assert decide(ProviderRateLimited("", retry_after_seconds=0)).after_seconds > 0
 

@@ -11,7 +11,7 @@ from typing import Final
 
 import msgspec
 from pyreqwest.client import ClientBuilder
-from pyreqwest.exceptions import ConnectError, ConnectTimeoutError, PyreqwestError, RequestTimeoutError
+from pyreqwest.exceptions import DetailedPyreqwestError, PyreqwestError, RequestTimeoutError
 from pyreqwest.response import Response
 
 from shared.errors import ProviderUnavailable
@@ -55,12 +55,8 @@ class LeanTeacher:
         try:
             async with call as response:
                 body = await self._read(response)
-        except (ConnectError, ConnectTimeoutError) as error:
-            raise ProviderUnavailable(
-                "The provider cannot be reached.", billed_maybe=False, provider_code="connection_failed"
-            ) from error
-        except RequestTimeoutError as error:
-            raise ProviderUnavailable("The provider did not answer in time.", provider_code="timeout") from error
+        except DetailedPyreqwestError as error:
+            raise _unavailable(error) from error
         except PyreqwestError as error:
             raise ProviderUnavailable("The connection to the provider broke.", provider_code="disconnected") from error
         if response.status != 200:
@@ -85,3 +81,15 @@ class LeanTeacher:
 
     async def close(self) -> None:
         await self._client.close()
+
+
+def _unavailable(error: DetailedPyreqwestError) -> ProviderUnavailable:
+    """pyreqwest calls every failure to get an answer a ConnectError; only its causes tell whether the request left."""
+    causes = [cause["message"] for cause in error.details["causes"] or ()]
+    if any(cause.startswith("client error (Connect)") for cause in causes):
+        return ProviderUnavailable(
+            "The provider cannot be reached.", billed_maybe=False, provider_code="connection_failed"
+        )
+    if isinstance(error, RequestTimeoutError):
+        return ProviderUnavailable("The provider did not answer in time.", provider_code="timeout")
+    return ProviderUnavailable("The connection to the provider broke.", provider_code="disconnected")

@@ -5,6 +5,7 @@ exceptions carry the Authorization header, so none leaves this file; ours are ra
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Awaitable, Mapping, Sequence
 from pathlib import Path
@@ -44,6 +45,7 @@ STATES: Final[Mapping[str, str]] = {
     "cancelled": "cancelled",
 }
 _LIST_PAGES_MAX: Final = 50
+LONGEST_CALL_SECONDS: Final = 900.0  # the upload of half a gigabyte included
 
 
 def sdk_client(provider: ProviderSettings, timeout_seconds: float) -> AsyncOpenAI:
@@ -51,10 +53,14 @@ def sdk_client(provider: ProviderSettings, timeout_seconds: float) -> AsyncOpenA
     return AsyncOpenAI(api_key=key, base_url=provider.base_url, max_retries=0, timeout=timeout_seconds)
 
 
-async def asked(answer: Awaitable[T]) -> T:
-    """The SDK's answer, its exceptions in our words."""
+async def asked(answer: Awaitable[T], *, seconds: float = LONGEST_CALL_SECONDS) -> T:
+    """The SDK's answer, its exceptions in our words.  seconds: for the whole call; the SDK's own time-out is per read,
+    and a slow drip outlasts it."""
     try:
-        return await answer
+        async with asyncio.timeout(seconds):
+            return await answer
+    except TimeoutError:
+        raise ProviderUnavailable("The provider did not answer in time.", provider_code="timeout") from None
     except openai.APITimeoutError:
         raise ProviderUnavailable("The provider did not answer in time.", provider_code="timeout") from None
     except openai.APIConnectionError:
@@ -74,7 +80,10 @@ class OpenAITeacher:
     async def complete(self, request: CompletionRequest) -> Completion:
         started = time.monotonic()
         client = self._client.with_options(timeout=request.timeout_seconds)
-        response = await asked(client.chat.completions.with_raw_response.create(**request.body))
+        model, messages = request.body["model"], request.body["messages"]
+        others = {name: value for name, value in request.body.items() if name not in {"model", "messages"}}
+        create = client.chat.completions.with_raw_response.create(model=model, messages=messages, extra_body=others)
+        response = await asked(create, seconds=request.timeout_seconds)
         latency_ms = int((time.monotonic() - started) * 1000)
         return parse_completion(response.content, response.headers.get, latency_ms=latency_ms)
 

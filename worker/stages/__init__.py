@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from shared.models import Job
+from shared.models import Event, Job
 from shared.pricing import Prices
 from shared.settings import Settings
 from shared.store import Store
@@ -15,11 +15,13 @@ from worker.providers import Providers
 
 
 class Save(Protocol):
-    """Writes fields of the row at once, under the lease.  add: fields to add to.
+    """Writes fields of the row at once, under the lease, with what there is to tell of it.  add: fields to add to.
 
     Raises `LeaseLost` when another worker has the job."""
 
-    async def __call__(self, fields: Mapping[str, Any], add: Mapping[str, int] = ...) -> None: ...
+    async def __call__(
+        self, fields: Mapping[str, Any], add: Mapping[str, int] = ..., events: Sequence[Event] = ...
+    ) -> None: ...
 
 
 @dataclass(frozen=True)

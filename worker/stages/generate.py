@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from shared.errors import ProviderError, ProviderModelMissing
+from shared.errors import ProviderError, ProviderModelMissing, ProviderQuotaExhausted
 from shared.lifecycle import PausedReason
 from shared.models import Job, JobError
 from shared.plan import PassPlan, teacher_plan
@@ -61,7 +61,7 @@ async def _missing_model(job: Job, tools: Tools) -> JobError | None:
         except ProviderModelMissing as error:
             return job_error(error, job.stage, param=param)
         except ProviderError as error:
-            if not error.retryable:
+            if not error.retryable and not isinstance(error, ProviderQuotaExhausted):
                 return job_error(error, job.stage)
             raise
     return None

@@ -57,14 +57,14 @@ async def train(job: Job, tools: Tools, save: Save) -> Outcome:
             before, tunes[number] = tunes[number], changed
             spent = (changed.cost_nano or 0) - (before.cost_nano or 0)
             reserved = changed.reserved_nano - before.reserved_nano
-            await save({"fine_tunes": tunes}, add={"spent_nano": spent, "reserved_nano": reserved})
+            told, events[:] = list(events), []
+            await save({"fine_tunes": tunes}, add={"spent_nano": spent, "reserved_nano": reserved}, events=told)
 
-        step = _Step(job, number, tools, keep)
+        step = _Step(job, number, tools, keep, events)
         try:
             wait = await step.advance(tune)
         except BudgetReached:
             return _budget_reached(job)
-        events += step.events
         if wait is not None:
             waits.append(wait)
     if waits:
@@ -114,11 +114,18 @@ class BudgetReached(Exception):
 
 
 class _Step:
-    """One student's next step.  keep: writes the student into the row, under the lease.
+    """One student's next step.  keep: writes the student into the row, under the lease, with the events so far.
 
     Each method returns the seconds to wait before the next look, or None when the student has ended."""
 
-    def __init__(self, job: Job, number: int, tools: Tools, keep: Callable[[FineTune], Awaitable[None]]) -> None:
+    def __init__(
+        self,
+        job: Job,
+        number: int,
+        tools: Tools,
+        keep: Callable[[FineTune], Awaitable[None]],
+        events: list[Event],
+    ) -> None:
         self._job = job
         self._number = number
         self._student = job.spec.students[number]
@@ -126,7 +133,7 @@ class _Step:
         self._settings = tools.settings
         self._trainer = tools.providers.trainer(self._student.provider)
         self._keep = keep
-        self.events: list[Event] = []
+        self._events = events
 
     async def advance(self, tune: FineTune) -> float | None:
         if tune.step in {"new", "uploading"}:
@@ -311,7 +318,7 @@ class _Step:
         assert tune.fine_tuning_job_id is not None
         fresh = (await self._trainer.events(tune.fine_tuning_job_id, after=tune.last_event_id))[:_EVENTS_PER_LOOK]
         for event in fresh:
-            self.events.append(self._own(event))
+            self._events.append(self._own(event))
             step, total = event.data.get("step"), event.data.get("total_steps")
             if isinstance(step, int):
                 tune = replace(tune, step_number=step, total_steps=total if isinstance(total, int) else None)
@@ -368,7 +375,7 @@ class _Step:
         )
 
     def _say(self, level: Literal["info", "error"], message: str, data: JsonObject | None = None) -> None:
-        self.events.append(
+        self._events.append(
             Event(
                 id=new_event_id(),
                 level=level,
