@@ -24,6 +24,7 @@ from shared.jobs import Plan, invalid, parse_usd
 from shared.models import usd
 from shared.prompts import FAULTS_MAX, KEY_MAX_CHARS, MESSAGES_MAX, read_prompt
 from shared.store.api_keys import ApiKey
+from shared.store.purging import Receipt
 from shared.webhooks import DEFAULT_EVENTS, EVENT_TYPES
 
 # --- requests --------------------------------------------------------------------------------------------------------
@@ -756,6 +757,59 @@ class FileOut(Response):
             sha256=file.sha256,
             created_at=file.created_at_ms // 1000,
             expires_at=file.expires_at_ms // 1000,
+        )
+
+
+class LeftAtProvider(Response):
+    files: list[str]
+    fine_tuning_jobs: list[str]
+    fine_tuned_models: list[str]
+
+
+class PurgedOut(Response):
+    """What was removed.  left_at_provider: our clean-up does not reach it; delete it there with its id."""
+
+    prompts: int
+    completions: int
+    events: int
+    webhook_deliveries: int
+    left_at_provider: LeftAtProvider
+
+
+class DeletedJobOut(Response):
+    """The receipt: `purging`, then `purged`."""
+
+    id: str
+    object: Literal["distillation.job.deleted"]
+    deleted: Literal[True]
+    status: Literal["purging", "purged"]
+    deleted_at: int
+    purged_at: int | None
+    purged: PurgedOut | None
+
+    @classmethod
+    def of(cls, receipt: Receipt) -> Self:
+        found = receipt.purged
+        return cls(
+            id=receipt.job_id,
+            object="distillation.job.deleted",
+            deleted=True,
+            status="purging" if found is None else "purged",
+            deleted_at=receipt.deleted_at_ms // 1000,
+            purged_at=_seconds(receipt.purged_at_ms),
+            purged=None
+            if found is None
+            else PurgedOut(
+                prompts=found.prompts,
+                completions=found.completions,
+                events=found.events,
+                webhook_deliveries=found.deliveries,
+                left_at_provider=LeftAtProvider(
+                    files=list(found.provider_files),
+                    fine_tuning_jobs=list(found.fine_tuning_jobs),
+                    fine_tuned_models=list(found.fine_tuned_models),
+                ),
+            ),
         )
 
 

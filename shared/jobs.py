@@ -45,12 +45,13 @@ from shared.notices import deliveries_for
 from shared.ports import BATCH_WINDOW_SECONDS
 from shared.pricing import Estimate, Prices, prompt_size
 from shared.prompts import bytes_with, chars_of, defaults_of, with_defaults
-from shared.queue import ADVANCE_JOB
+from shared.queue import ADVANCE_JOB, PURGE_JOB
 from shared.settings import ProviderSettings
 from shared.store import Store
 from shared.store.content import chunked
 from shared.store.idempotency import Once
 from shared.store.jobs import Change, Refused
+from shared.store.purging import Receipt
 from shared.webhooks import check_url
 
 S = JobStatus
@@ -351,6 +352,18 @@ class Jobs:
 
         return await self._change(tenant, job_id, decide)
 
+    async def delete(self, tenant: TenantId, job_id: str) -> Receipt:
+        """Delete an ended job with everything it is made of; a worker purges it.  Idempotent."""
+        checked = _checked(job_id)
+        receipt = await self._store.purging.receipt(tenant, checked)
+        if receipt is None:
+            await self._store.purging.mark(await self.get(tenant, job_id))
+            receipt = await self._store.purging.receipt(tenant, checked)
+            assert receipt is not None
+        if receipt.purged is None:
+            self._ring(checked, PURGE_JOB)
+        return receipt
+
     async def _change(self, tenant: TenantId, job_id: str, decide: Callable[[Job], Change | None]) -> Job:
         """Decide on the job as it stands, and again when it moved meanwhile.  None: it stands where it should."""
         for _ in range(_TRIES):
@@ -366,10 +379,10 @@ class Jobs:
 
     # --- ringing -----------------------------------------------------------------------------------------------------
 
-    def _ring(self, job_id: JobId) -> None:
+    def _ring(self, job_id: JobId, task_name: str = ADVANCE_JOB) -> None:
         """Never waited for: a bell that is lost is rung again by the sweep."""
         if len(self._rings) < _RINGS_MAX:
-            task = asyncio.get_running_loop().create_task(self._doorbell.ring(ADVANCE_JOB, job_id))
+            task = asyncio.get_running_loop().create_task(self._doorbell.ring(task_name, job_id))
             self._rings.add(task)
             task.add_done_callback(self._rings.discard)
 

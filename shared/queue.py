@@ -15,6 +15,7 @@ from kombu.exceptions import OperationalError
 
 ADVANCE_JOB: Final = "advance_job"
 DELIVER_WEBHOOK: Final = "deliver_webhook"
+PURGE_JOB: Final = "purge_job"
 
 _log: Final = structlog.get_logger()
 

@@ -16,11 +16,12 @@ from shared.errors import StoreError
 from shared.ids import DeliveryId, JobId
 from shared.logs import configure_logs
 from shared.pricing import Prices
-from shared.queue import ADVANCE_JOB, Doorbell, celery_app
+from shared.queue import ADVANCE_JOB, DELIVER_WEBHOOK, PURGE_JOB, Doorbell, celery_app
 from shared.retries import RetryPolicy
 from shared.settings import Settings
 from shared.store import Store
 from worker.engine import Engine
+from worker.janitor import Janitor
 from worker.loop import WorkerLoop
 from worker.outbound import Outbound
 from worker.providers import Providers
@@ -53,10 +54,13 @@ class Worker:
     async def deliver_webhook(self, id_: str) -> None:
         await self.courier.deliver(DeliveryId(id_))
 
+    async def purge_job(self, id_: str) -> None:
+        await self.janitor.purge(JobId(id_))
+
     async def act(self, task: str, id_: str) -> None:
         """Do a task's work here and now, beside whatever else runs."""
-        work = self.advance_job(id_) if task == ADVANCE_JOB else self.deliver_webhook(id_)
-        self._spawn(work)
+        works = {ADVANCE_JOB: self.advance_job, DELIVER_WEBHOOK: self.deliver_webhook, PURGE_JOB: self.purge_job}
+        self._spawn(works[task](id_))
 
     # --- life of the process ------------------------------------------------------------------------------------------
 
@@ -112,6 +116,7 @@ class Worker:
         self.courier = Courier(
             self.store, outbound, secret=settings.secret, timeout_seconds=settings.webhook_timeout_seconds
         )
+        self.janitor = Janitor(self.store, prices, settings.providers, secret=settings.secret)
         self.sweeper = Sweeper(
             self.store,
             self.doorbell,

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from celery import Celery
 
-from shared.queue import ADVANCE_JOB, DELIVER_WEBHOOK
+from shared.queue import ADVANCE_JOB, DELIVER_WEBHOOK, PURGE_JOB
 
 
 class _Loop(Protocol):
@@ -19,6 +19,7 @@ class _Hands(Protocol):
     def loop(self) -> _Loop: ...
     def advance_job(self, id_: str) -> Coroutine[Any, Any, None]: ...
     def deliver_webhook(self, id_: str) -> Coroutine[Any, Any, None]: ...
+    def purge_job(self, id_: str) -> Coroutine[Any, Any, None]: ...
 
 
 def register(app: Celery, worker: _Hands) -> None:
@@ -33,3 +34,8 @@ def register(app: Celery, worker: _Hands) -> None:
     def deliver_webhook(delivery_id: str) -> None:
         """Make one attempt at one delivery, if it is due."""
         worker.loop.run(worker.deliver_webhook(delivery_id))
+
+    @app.task(name=PURGE_JOB)  # type: ignore[untyped-decorator]  # celery has no types
+    def purge_job(job_id: str) -> None:
+        """Purge one job, if it was deleted or its retention has ended."""
+        worker.loop.run(worker.purge_job(job_id))

@@ -23,7 +23,7 @@ from api.deps import (
 )
 from api.idempotency import IdempotencyKey, repeatable
 from api.problems import RETRY_AFTER_SECONDS, documented
-from api.schemas import CompletionOut, EstimateOut, EventOut, JobCreate, JobOut, Page, Resume, page_of
+from api.schemas import CompletionOut, DeletedJobOut, EstimateOut, EventOut, JobCreate, JobOut, Page, Resume, page_of
 from api.streaming import Stream, open_event_stream, wants_events
 from api.waiting import WaitSeconds, hold
 from shared.errors import BadRequest, JobNotFinished, NotFound
@@ -153,7 +153,7 @@ async def list_jobs(
     return page_of([JobOut.of(job) for job in jobs], has_more=more)
 
 
-@router.get("/{job_id}", response_model=JobOut, responses=documented(404) | _AS_KNOWN)
+@router.get("/{job_id}", response_model=JobOut, responses=documented(404, 410) | _AS_KNOWN)
 async def get_job(
     job_id: str,
     caller: Reader,
@@ -176,7 +176,20 @@ async def get_job(
     return _shown(await services.jobs.get(caller.tenant, job_id), response)
 
 
-@router.post("/{job_id}/cancel", status_code=202, responses=documented(404, 409))
+@router.delete(
+    "/{job_id}",
+    status_code=202,
+    responses=documented(404, 410, 409) | {200: {"model": DeletedJobOut, "description": "purged"}},
+)
+async def delete_job(job_id: str, caller: Writer, services: Wired, response: Response) -> DeletedJobOut:
+    """Delete an ended job: prompts, completions, dataset, events, deliveries, verdict.  202 until a worker has purged
+    it, then 200 with what was removed, for 30 days.  Everything else about it is 410."""
+    receipt = await services.jobs.delete(caller.tenant, job_id)
+    response.status_code = 202 if receipt.purged is None else 200
+    return DeletedJobOut.of(receipt)
+
+
+@router.post("/{job_id}/cancel", status_code=202, responses=documented(404, 410, 409))
 async def cancel_job(job_id: str, caller: Writer, services: Wired, response: Response) -> JobOut:
     """Stop the job.  202 while its worker lets go, 200 once it is cancelled.  Paid work stays and can be exported."""
     job = await services.jobs.cancel(caller.tenant, job_id)
@@ -184,14 +197,16 @@ async def cancel_job(job_id: str, caller: Writer, services: Wired, response: Res
     return _shown(job, response)
 
 
-@router.post("/{job_id}/pause", responses=documented(404, 409))
+@router.post("/{job_id}/pause", responses=documented(404, 410, 409))
 async def pause_job(job_id: str, caller: Writer, services: Wired, response: Response) -> JobOut:
     """Start no further calls until resumed."""
     return _shown(await services.jobs.pause(caller.tenant, job_id), response)
 
 
 @router.post(
-    "/{job_id}/resume", responses=documented(400, 404, 409, 413, 415), openapi_extra=body_docs(Resume, required=False)
+    "/{job_id}/resume",
+    responses=documented(400, 404, 410, 409, 413, 415),
+    openapi_extra=body_docs(Resume, required=False),
 )
 async def resume_job(
     job_id: str,
@@ -209,7 +224,7 @@ async def resume_job(
     "/{job_id}/retry",
     status_code=202,
     response_model=JobOut,
-    responses=documented(400, 404, 409, 413, 415),
+    responses=documented(400, 404, 410, 409, 413, 415),
     openapi_extra=body_docs(Resume, required=False),
 )
 async def retry_job(
@@ -232,7 +247,7 @@ async def retry_job(
 @router.get(
     "/{job_id}/events",
     response_model=Page[EventOut],
-    responses=documented(400, 404)
+    responses=documented(400, 404, 410)
     | {
         200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}},
         204: {"description": "as a stream: the job has ended, and there is nothing after `Last-Event-ID`"},
@@ -281,7 +296,7 @@ async def list_events(
     return page_of(shown, has_more=len(found) > limit)
 
 
-@router.get("/{job_id}/results", responses=documented(404, 409))
+@router.get("/{job_id}/results", responses=documented(404, 410, 409))
 async def get_results(job_id: str, caller: Reader, services: Wired) -> dict[str, Any]:
     """The verdict: rows by model and grader, differences with their intervals, samples."""
     job = await services.jobs.get(caller.tenant, job_id)
@@ -293,7 +308,7 @@ async def get_results(job_id: str, caller: Reader, services: Wired) -> dict[str,
     raise NotFound("This job ended without a verdict; see its `error`.")
 
 
-@router.get("/{job_id}/completions", responses=documented(400, 404))
+@router.get("/{job_id}/completions", responses=documented(400, 404, 410))
 async def list_completions(
     job_id: str,
     caller: DataReader,
@@ -314,7 +329,7 @@ async def list_completions(
     return page_of(found, has_more=more)
 
 
-@router.get("/{job_id}/completions/{completion_id}", responses=documented(404))
+@router.get("/{job_id}/completions/{completion_id}", responses=documented(404, 410))
 async def get_completion(job_id: str, completion_id: str, caller: DataReader, services: Wired) -> CompletionOut:
     job = await services.jobs.get(caller.tenant, job_id)
     return await completion(services.store, services.settings.secret, job, completion_id)
@@ -323,7 +338,7 @@ async def get_completion(job_id: str, completion_id: str, caller: DataReader, se
 @router.get(
     "/{job_id}/dataset",
     response_class=Stream,
-    responses=documented(404, 409) | _AS_KNOWN | {200: {"content": {"application/jsonl": {}}}},
+    responses=documented(404, 410, 409) | _AS_KNOWN | {200: {"content": {"application/jsonl": {}}}},
 )
 async def get_dataset(
     job_id: str,

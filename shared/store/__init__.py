@@ -20,6 +20,7 @@ from shared.store.files import FileStore
 from shared.store.idempotency import IdempotencyStore
 from shared.store.jobs import JobStore
 from shared.store.passes import PassStore
+from shared.store.purging import PurgeStore
 from shared.store.rates import RateStore
 
 _ADMISSION_SHARE = 0.8  # of maxmemory: below it new jobs come in, above it only work already accepted goes on
@@ -40,6 +41,7 @@ class Store:
         self.deliveries = DeliveryStore(client, scripts)
         self.rates = RateStore(client, scripts)
         self.api_keys = ApiKeyStore(client)
+        self.purging = PurgeStore(client, scripts)
         self.idempotency = IdempotencyStore(scripts)
         self._memory_checked_at = float("-inf")
         self._memory_share = 0.0

@@ -10,7 +10,7 @@ from typing import Any, Final, TypeVar, cast
 import msgspec
 import redis.asyncio as redis
 
-from shared.errors import IdempotencyInProgress, NotFound, TooMany
+from shared.errors import IdempotencyInProgress, JobDeleted, NotFound, TooMany
 from shared.ids import DeliveryId, JobId, TenantId, first_job_id
 from shared.lifecycle import TERMINAL, JobStatus, PausedReason, Stage, sources
 from shared.models import (
@@ -255,34 +255,45 @@ class JobStore:
             raise NotFound("There is no such file.")
 
     async def get(self, tenant: TenantId, job_id: JobId) -> Job:
-        """A tenant's own job.  Raises NotFound, the same for a foreign job and for none."""
-        job = await self.load(job_id)
-        if job is None or job.tenant != tenant:
+        """A tenant's own job.  Raises NotFound, the same for a foreign job and for none, and JobDeleted."""
+        row, teacher = await self._rows(job_id)
+        if row.get(b"tenant") != tenant.encode():
             raise NotFound("There is no such job.")
-        return job
+        if b"deleted_at_ms" in row:
+            raise JobDeleted("The job was deleted, by request or because its retention ended.")
+        return _job_of(job_id, row, teacher)
 
     async def load(self, job_id: JobId) -> Job | None:
-        """Any job, for workers."""
+        """Any job that is not purged, for workers."""
+        row, teacher = await self._rows(job_id)
+        return _job_of(job_id, row, teacher) if b"spec" in row else None
+
+    async def _rows(self, job_id: JobId) -> tuple[dict[bytes, bytes], dict[bytes, bytes]]:
         pipe = self._redis.pipeline(transaction=False)
         pipe.hgetall(keys.job(job_id))
         pipe.hgetall(keys.pass_row(job_id, TEACHER))
         row, teacher = await ask(pipe.execute())
-        return _job_of(job_id, row, teacher) if row else None
+        return row, teacher
 
     async def version(self, tenant: TenantId, job_id: JobId) -> int:
         """The job's version alone, at the cost of one read.  Raises NotFound as `get` does."""
-        found = await ask(self._redis.hmget(keys.job(job_id), ["tenant", "version"]))
-        if found[0] is None or found[0].decode() != tenant or found[1] is None:
+        found = await ask(self._redis.hmget(keys.job(job_id), ["tenant", "version", "deleted_at_ms"]))
+        if found[0] is None or found[0].decode() != tenant:
             raise NotFound("There is no such job.")
+        if found[2] is not None or found[1] is None:
+            raise JobDeleted("The job was deleted, by request or because its retention ended.")
         return int(found[1])
 
     async def glances(self, job_ids: Sequence[JobId]) -> list[Glance | None]:
         """Many jobs at once, whoever they belong to; None for one that is gone."""
         pipe = self._redis.pipeline(transaction=False)
         for job_id in job_ids:
-            pipe.hmget(keys.job(job_id), ["version", "status", "sequence"])
+            pipe.hmget(keys.job(job_id), ["version", "status", "sequence", "deleted_at_ms"])
         rows = await ask(pipe.execute())
-        return [Glance(int(row[0]), JobStatus(row[1].decode()), int(row[2])) if row[1] else None for row in rows]
+        return [
+            Glance(int(row[0]), JobStatus(row[1].decode()), int(row[2])) if row[1] and not row[3] else None
+            for row in rows
+        ]
 
     async def page(
         self,

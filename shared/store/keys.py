@@ -16,7 +16,8 @@ def job(job_id: JobId) -> str:
     """HASH, the row: tenant, status, stage, version, spec, … (JSON where it is not a scalar), the lease (fence, owner,
     lease_until_ms, takeovers, commits), runs (times it began or went on to run), the money (spent_nano, reserved_nano,
     unconfirmed_nano, possibly_billed), and where the prompts lie when they are a file's (source_chunks: that key;
-    prompt_defaults: what they do not carry yet)."""
+    prompt_defaults: what they do not carry yet).  once: the key of its idempotency record.  deleted_at_ms: nobody sees
+    it any more; once purged, only tenant, deleted_at_ms, purged_at_ms and receipt (JSON) are left, for 30 days."""
     return f"d:{{{job_id}}}:job"
 
 
@@ -158,7 +159,7 @@ def rate(endpoint: str, model: str) -> str:
 
 
 DUE: Final = "d:due"
-"""ZSET, the one clock: `job:<id>` or `dlv:<id>` → unix ms when somebody must look."""
+"""ZSET, the one clock: `job:<id>`, `dlv:<id>` or `exp:<id>` (a job to be purged) → unix ms when somebody must look."""
 
 PASSES: Final = "d:passes"
 """ZSET, open passes `<job id>/<pass name>` → unix ms of opening: what pumps may draw from."""

@@ -55,6 +55,9 @@ for _, delivery in ipairs(change.deliveries) do
   redis.call("ZADD", KEYS[4], 0, delivery.id)
   redis.call("ZADD", KEYS[3], now, "dlv:" .. delivery.id)
 end
+if change.set.expires_at_ms and change.set.expires_at_ms ~= "" then
+  redis.call("ZADD", KEYS[3], change.set.expires_at_ms, "exp:" .. ARGV[1]) -- to be purged then
+end
 if change.results ~= cjson.null then redis.call("SET", KEYS[6], change.results) end
 if change.progress then redis.call("HSET", KEYS[1], "takeovers", 0) end
 if change.release then redis.call("HSET", KEYS[1], "owner", "", "lease_until_ms", 0) end

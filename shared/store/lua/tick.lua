@@ -66,6 +66,8 @@ local function reserved_for_nobody()
   return sum
 end
 
+-- An answer that comes after its job was deleted is paid for, and not kept.
+local deleted = redis.call("HEXISTS", KEYS[1], "deleted_at_ms") == 1
 local at, touched, changed, spent = 6, {}, false, 0
 local tokens = {0, 0, 0, 0, 0}
 for _ = 1, tonumber(ARGV[5]) do
@@ -87,14 +89,14 @@ for _ = 1, tonumber(ARGV[5]) do
       add("unpriced_calls", 1)
     end
   end
-  if blob ~= "" and redis.call("HSETNX", ARGV[3] .. chunk, index, blob) == 1 then
+  if blob ~= "" and not deleted and redis.call("HSETNX", ARGV[3] .. chunk, index, blob) == 1 then
     redis.call("HINCRBY", KEYS[2], "settled", 1)
     redis.call("HINCRBY", KEYS[2], outcome, 1)
     if reused then redis.call("HINCRBY", KEYS[2], "reused", 1) end
     touched[chunk] = true
   end
   if ledger ~= "" and not reused then
-    if blob ~= "" and outcome ~= "failed" then
+    if blob ~= "" and outcome ~= "failed" and not deleted then
       local place = table.concat({"paid", ARGV[1], ARGV[2], chunk, index}, "|")
       redis.call("SET", ledger, place, "EX", ledger_seconds)
     elseif redis.call("GET", ledger) == "call|" .. call then

@@ -1,0 +1,149 @@
+"""Deleting jobs: unseen at once, purged piece by piece, remembered for a while by a stone without content."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+import msgspec
+import redis.asyncio as redis
+
+from shared.errors import Conflict, NotFound
+from shared.ids import DeliveryId, JobId, TenantId
+from shared.lifecycle import TERMINAL
+from shared.models import Job, Record
+from shared.store import keys
+from shared.store.connection import Scripts, ask
+from shared.store.jobs import TEACHER
+
+_STONE_SECONDS: Final = 30 * 86_400
+_AT_ONCE: Final = 500
+
+
+class Purged(Record, frozen=True, kw_only=True):
+    """What was removed, and what the provider still has of it."""
+
+    prompts: int = 0
+    completions: int = 0
+    events: int = 0
+    deliveries: int = 0
+    provider_files: tuple[str, ...] = ()
+    fine_tuning_jobs: tuple[str, ...] = ()
+    fine_tuned_models: tuple[str, ...] = ()
+
+
+class Receipt(Record, frozen=True, kw_only=True):
+    """purged_at_ms, purged: None while the purge has not ended."""
+
+    job_id: JobId
+    deleted_at_ms: int
+    purged_at_ms: int | None = None
+    purged: Purged | None = None
+
+
+class PurgeStore:
+    def __init__(self, client: redis.Redis, scripts: Scripts) -> None:
+        self._redis = client
+        self._scripts = scripts
+
+    async def mark(self, job: Job) -> None:
+        """The job is seen no more, and due to be purged.  Raises Conflict while it has not ended."""
+        code, status = await self._scripts.run(
+            "mark_deleted",
+            [
+                keys.job(job.id),
+                keys.DUE,
+                keys.tenant_jobs(job.tenant),
+                *(keys.tenant_metadata(job.tenant, *pair) for pair in job.spec.metadata.items()),
+            ],
+            [job.id, *sorted(TERMINAL)],
+        )
+        if code == 0:
+            raise Conflict(f"The job is {status.decode()}.  Cancel it first, then delete it.", code="job_not_terminal")
+
+    async def receipt(self, tenant: TenantId, job_id: JobId) -> Receipt | None:
+        """None when the job was not deleted.  Raises NotFound when the tenant has and had no such job."""
+        row = await ask(self._redis.hmget(keys.job(job_id), ["tenant", "deleted_at_ms", "purged_at_ms", "receipt"]))
+        if row[0] is None or row[0].decode() != tenant:
+            raise NotFound("There is no such job.")
+        if row[1] is None:
+            return None
+        return Receipt(
+            job_id=job_id,
+            deleted_at_ms=int(row[1]),
+            purged_at_ms=None if row[2] is None else int(row[2]),
+            purged=None if row[3] is None else msgspec.json.decode(row[3], type=Purged),
+        )
+
+    async def is_marked(self, job_id: JobId) -> bool:
+        return bool(await ask(self._redis.hexists(keys.job(job_id), "deleted_at_ms")))
+
+    async def forget_paid(self, tenant: TenantId, job_id: JobId, fingerprints: Sequence[str]) -> None:
+        """Nobody reuses these completions any more.  Entries that another job has paid for stay."""
+        for start in range(0, len(fingerprints), _AT_ONCE):
+            entries = [keys.ledger(tenant, fingerprint) for fingerprint in fingerprints[start : start + _AT_ONCE]]
+            await self._scripts.run("forget_paid", entries, [f"paid|{job_id}|"])
+
+    async def purge(self, job: Job, *, chunks: int) -> Purged:
+        """Remove everything but the row.  Idempotent: counts are of what was still there.
+
+        chunks: of the source prompts, the largest number that any pass has."""
+        names = _passes(job)
+        completions = [keys.completions(job.id, name, chunk) for name in names for chunk in range(chunks)]
+        deliveries = await ask(self._redis.zrange(keys.job_deliveries(job.id), 0, -1))
+        counted = Purged(
+            prompts=job.counters.prompts_total,
+            completions=sum([await self._length(some) for some in _batches(completions)]),
+            events=await ask(self._redis.xlen(keys.events(job.id))),
+            deliveries=len(deliveries),
+            provider_files=tuple(f for tune in job.fine_tunes for f in (tune.training_file, tune.validation_file) if f),
+            fine_tuning_jobs=tuple(t.fine_tuning_job_id for t in job.fine_tunes if t.fine_tuning_job_id),
+            fine_tuned_models=tuple(t.fine_tuned_model for t in job.fine_tunes if t.fine_tuned_model),
+        )
+        for some in _batches([*completions, *(keys.delivery(DeliveryId(d.decode())) for d in deliveries)]):
+            await ask(self._redis.unlink(*some))
+        if deliveries:
+            await ask(self._redis.zrem(keys.DUE, *(f"dlv:{d.decode()}" for d in deliveries)))
+        await ask(self._redis.zrem(keys.PASSES, *(f"{job.id}/{name}" for name in names)))
+        of_passes = [
+            key(job.id, name)
+            for name in names
+            for key in (keys.pass_row, keys.pass_chunks, keys.pass_claims, keys.pass_calls)
+        ]
+        await ask(
+            self._redis.unlink(
+                keys.events(job.id),
+                keys.results(job.id),
+                keys.prompts(job.id, "source"),
+                keys.prompts(job.id, "holdout"),
+                keys.decisions(job.id),
+                keys.job_deliveries(job.id),
+                *of_passes,
+            )
+        )
+        return counted
+
+    async def bury(self, job_id: JobId, purged: Purged) -> None:
+        """The last step: of the row only a stone is left, for 30 days."""
+        await self._scripts.run(
+            "bury", [keys.job(job_id), keys.DUE], [job_id, msgspec.json.encode(purged), _STONE_SECONDS]
+        )
+
+    async def not_due(self, job_id: JobId) -> None:
+        """There is nothing to purge, now or later."""
+        await ask(self._redis.zrem(keys.DUE, f"exp:{job_id}"))
+
+    async def _length(self, hashes: Sequence[str]) -> int:
+        pipe = self._redis.pipeline(transaction=False)
+        for key in hashes:
+            pipe.hlen(key)
+        return sum(await ask(pipe.execute()))
+
+
+def _passes(job: Job) -> list[str]:
+    students = range(len(job.spec.students))
+    return [TEACHER, *(f"base-{i}" for i in students), *(f"student-{i}" for i in students)]
+
+
+def _batches(names: Sequence[str]) -> Iterable[Sequence[str]]:
+    return (names[start : start + _AT_ONCE] for start in range(0, len(names), _AT_ONCE))

@@ -1,0 +1,80 @@
+"""Purging: jobs that their owner deleted, and jobs whose retention has ended."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Final
+
+import structlog
+
+from shared.errors import Conflict
+from shared.ids import JobId
+from shared.lifecycle import TERMINAL
+from shared.models import Job
+from shared.plan import plans
+from shared.pricing import Prices
+from shared.settings import ProviderSettings
+from shared.store import Store
+from worker.completions import Scribe
+
+_log: Final = structlog.get_logger()
+
+
+class Janitor:
+    """secret: the one under which completions were entered into the ledger."""
+
+    def __init__(
+        self,
+        store: Store,
+        prices: Prices,
+        providers: Mapping[str, ProviderSettings],
+        *,
+        secret: bytes,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._store = store
+        self._prices = prices
+        self._providers = providers
+        self._secret = secret
+        self._clock = clock
+
+    async def purge(self, job_id: JobId) -> None:
+        """Purge a job if its time has come.  Broken off anywhere, it is rung for again and begins anew."""
+        job = await self._store.jobs.load(job_id)
+        if job is None:
+            await self._store.purging.not_due(job_id)
+            return
+        if not await self._store.purging.is_marked(job_id):
+            if not self._expired(job):
+                return
+            try:
+                await self._store.purging.mark(job)
+            except Conflict:
+                return
+        chunks = await self._store.content.chunk_count(job_id, "source")
+        await self._forget_paid(job, chunks)
+        if job.spec.file_id is not None and (file := await self._store.files.load(job.spec.file_id)) is not None:
+            await self._store.files.release(file, job_id)
+        purged = await self._store.purging.purge(job, chunks=max(chunks, self._chunks(job)))
+        await self._store.purging.bury(job_id, purged)
+        _log.info("job_purged", job=job_id, completions=purged.completions)
+
+    def _expired(self, job: Job) -> bool:
+        ends = job.expires_at_ms
+        return job.status in TERMINAL and ends is not None and ends <= self._clock() * 1000
+
+    @staticmethod
+    def _chunks(job: Job) -> int:
+        return -(-job.counters.prompts_total // job.chunk_size)
+
+    async def _forget_paid(self, job: Job, chunks: int) -> None:
+        """The ledger is keyed by what was asked, so what was asked is read once more."""
+        for plan in plans(job):
+            provider = self._providers.get(plan.provider)
+            scribe = Scribe(job, plan, self._prices, provider.prices if provider else None, secret=self._secret)
+            of_set = chunks if plan.prompt_set == "source" else await self._store.content.chunk_count(job.id, "holdout")
+            for chunk in range(of_set):
+                prompts = await self._store.content.prompt_chunk(job.id, plan.prompt_set, chunk)
+                fingerprints = [scribe.fingerprint(prompt) for prompt in prompts]
+                await self._store.purging.forget_paid(job.tenant, job.id, fingerprints)
