@@ -1,0 +1,54 @@
+"""docs/api.md keeps its word: every snippet runs against a real server."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import get_args
+
+import pytest
+from api_kit import ADMIN_KEY
+from test_api_on_a_real_store import process  # noqa: F401  # a fixture
+
+from api.schemas import Scope
+
+PAGE = (Path(__file__).parents[2] / "docs" / "api.md").read_text(encoding="utf-8")
+SNIPPETS = dict(re.findall(r"^```\w+ (\w+)\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL))
+
+
+def run(url: str, folder: Path, *command: str) -> str:
+    environment = os.environ | {"DISTILL_URL": url, "DISTILL_API_KEY": ADMIN_KEY}
+    ended = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    return ended.stdout
+
+
+def test_the_snippets_do_what_the_page_says(process: tuple[subprocess.Popen[bytes], str], tmp_path: Path):  # noqa: F811
+    _, url = process
+    assert set(SNIPPETS) == {"curl", "httpx2", "openai"}
+
+    told = run(url, tmp_path, sys.executable, "-c", SNIPPETS["httpx2"])
+    assert told.startswith("queued ")
+    assert told.count("data: ") == 2
+
+    told = run(url, tmp_path, sys.executable, "-c", SNIPPETS["openai"])
+    assert " cancelled\n" in told
+    assert "404 not_found req_" in told
+
+    if shutil.which("curl") is None:
+        pytest.skip("there is no curl here")
+    told = run(url, tmp_path, "bash", "-euo", "pipefail", "-c", SNIPPETS["curl"])
+    assert '"object":"distillation.estimate"' in told
+    assert "304\n" in told
+    assert "id: 2\n" in told
+    assert '"status":"purging"' in told
+
+
+def test_every_scope_is_explained():
+    assert [scope for scope in get_args(Scope) if f"| `{scope}` |" not in PAGE] == []
