@@ -161,3 +161,28 @@ def test_a_refused_key_ends_the_job_with_what_to_do(tmp_path: Path) -> None:
 
         assert job["error"]["code"] == "provider_auth_failed"
         assert "sk-invalid" not in system.logs()
+
+
+def test_what_a_tenant_has_paid_for_is_not_bought_again(system: System) -> None:
+    first = system.finished(system.submit(prompts=60, first=20_000)["id"])
+    billed = system.sandbox.ledger()["per_model"][TEACHER]["completions_billed"]
+
+    second = system.finished(system.submit(prompts=60, first=20_000, split={"seed": 3})["id"])
+
+    assert first["progress"]["reused"] == 0
+    assert second["progress"]["reused"] == 60
+    assert system.sandbox.ledger()["per_model"][TEACHER]["completions_billed"] == billed
+    assert second["dataset"]["sha256"] != "", "another split of the same answers is another dataset"
+
+
+def test_the_same_prompt_twice_in_one_job_is_bought_once(system: System) -> None:
+    request = a_request(prompts=40, first=30_000)
+    prompts = request["source"]["prompts"]
+    request["source"]["prompts"] = [*prompts, *({**prompt, "key": f"again-{prompt['key']}"} for prompt in prompts)]
+    billed = system.sandbox.ledger()["per_model"][TEACHER]["completions_billed"]
+
+    job = system.finished(system.submit(**request)["id"])
+
+    assert job["status"] == "succeeded", job["error"]
+    assert system.sandbox.ledger()["per_model"][TEACHER]["completions_billed"] == billed + 40
+    assert job["dataset"]["rejected"]["duplicate"] == 40

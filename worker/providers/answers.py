@@ -1,6 +1,6 @@
 """What a provider's HTTP answer means, decided once for every client: by `error.code`, then `error.type`, then status.
 
-Source: OpenAI's error-code guide; the table is in docs/providers.md.  Nothing here keeps the provider's message: it may
+Source: https://developers.openai.com/api/docs/guides/error-codes.  Nothing here keeps the provider's message: it may
 quote the prompt or the key."""
 
 from __future__ import annotations
