@@ -320,12 +320,30 @@ class UsdRange(Response):
     high: str
 
 
+class StageCosts(Response):
+    """What of `spent_usd` each stage took; curating costs nothing."""
+
+    generating_usd: str
+    training_usd: str
+    evaluating_usd: str
+
+
+class Tokens(Response):
+    """Tokens of all calls whose answer arrived, as the provider counted them."""
+
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+    reasoning_tokens: int
+
+
 class Cost(Response):
     estimated_usd: UsdRange | None
     spent_usd: str
     reserved_usd: str
     unconfirmed_usd: str
     limit_usd: str | None
+    by_stage: StageCosts
     unpriced_calls: int
 
 
@@ -509,6 +527,7 @@ class JobOut(SpecOut):
     students: list[StudentOut]
     progress: Progress
     cost: Cost
+    usage: Tokens
     dataset: DatasetOut | None
     warnings: list[Advice]
     results: ResultsLink | None
@@ -544,6 +563,12 @@ class JobOut(SpecOut):
                 possibly_billed=counters.possibly_billed,
             ),
             cost=_cost(job),
+            usage=Tokens(
+                prompt_tokens=job.usage.prompt_tokens,
+                cached_tokens=job.usage.cached_tokens,
+                completion_tokens=job.usage.completion_tokens,
+                reasoning_tokens=job.usage.reasoning_tokens,
+            ),
             dataset=None
             if job.manifest is None
             else DatasetOut(
@@ -566,12 +591,18 @@ class JobOut(SpecOut):
 def _cost(job: domain.Job) -> Cost:
     money = job.money
     low, high = money.estimated_low_nano, money.estimated_high_nano
+    training = sum(tune.cost_nano or 0 for tune in job.fine_tunes)
     return Cost(
         estimated_usd=None if low is None or high is None else UsdRange(low=usd(low), high=usd(high)),
         spent_usd=usd(money.spent_nano),
         reserved_usd=usd(money.reserved_nano),
         unconfirmed_usd=usd(money.unconfirmed_nano),
         limit_usd=None if money.limit_nano is None else usd(money.limit_nano),
+        by_stage=StageCosts(
+            generating_usd=usd(money.generating_nano),
+            training_usd=usd(training),
+            evaluating_usd=usd(money.spent_nano - money.generating_nano - training),
+        ),
         unpriced_calls=job.counters.unpriced_calls,
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from decimal import Decimal
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from threading import Thread
@@ -62,6 +63,10 @@ def test_a_job_goes_from_prompts_to_a_measured_student(system: System) -> None:
 
     assert ended["status"] == "succeeded", ended["error"]
     assert ended["progress"]["completions_settled"] == 120
+    stages = ended["cost"]["by_stage"]
+    assert sum(map(Decimal, stages.values())) == Decimal(ended["cost"]["spent_usd"])
+    assert min(map(Decimal, stages.values())) > 0
+    assert ended["usage"]["prompt_tokens"] > ended["usage"]["completion_tokens"] > 0
     assert ended["students"][0]["fine_tuned_model"].startswith(f"ft:{STUDENT}")
     results = system.client.get(f"/v1/jobs/{job['id']}/results").json()
     assert results["students"][0]["verdict"] == "better"
