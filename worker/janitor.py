@@ -44,7 +44,14 @@ class Janitor:
         job = await self._store.jobs.load(job_id)
         if job is None:
             await self._store.purging.not_due(job_id)
-            return
+        elif await self._store.purging.begin(job_id):
+            try:
+                await self._purge(job)
+            finally:
+                await self._store.purging.end(job_id)
+
+    async def _purge(self, job: Job) -> None:
+        job_id = job.id
         if not await self._store.purging.is_marked(job_id):
             if not self._expired(job):
                 return

@@ -58,6 +58,11 @@ def tenant_files(tenant: TenantId) -> str:
     return f"d:t:{tenant}:files"
 
 
+def purging(job_id: JobId) -> str:
+    """STRING, there while a worker purges the job; two minutes at most."""
+    return f"d:{{{job_id}}}:purging"
+
+
 def decisions(job_id: JobId) -> str:
     """HASH, chunk number of the source prompts → zstd-compressed JSON list of decisions, one per prompt."""
     return f"d:{{{job_id}}}:decisions"

@@ -17,6 +17,7 @@ from shared.store.connection import Scripts, ask
 from shared.store.jobs import TEACHER
 
 _STONE_SECONDS: Final = 30 * 86_400
+_PURGING_MS: Final = 120_000
 _AT_ONCE: Final = 500
 
 
@@ -77,6 +78,13 @@ class PurgeStore:
 
     async def is_marked(self, job_id: JobId) -> bool:
         return bool(await ask(self._redis.hexists(keys.job(job_id), "deleted_at_ms")))
+
+    async def begin(self, job_id: JobId) -> bool:
+        """Whether nobody else is purging the job right now.  It spares work alone: purging twice is harmless."""
+        return bool(await ask(self._redis.set(keys.purging(job_id), "", nx=True, px=_PURGING_MS)))
+
+    async def end(self, job_id: JobId) -> None:
+        await ask(self._redis.delete(keys.purging(job_id)))
 
     async def forget_paid(self, tenant: TenantId, job_id: JobId, fingerprints: Sequence[str]) -> None:
         """Nobody reuses these completions any more.  Entries that another job has paid for stay."""

@@ -178,3 +178,15 @@ async def test_an_answer_that_comes_after_the_end_is_not_kept(api: Api):
     late = scribe.supplied(0, 0, had)
     await api.store.passes.tick(PassId(job_id, "teacher"), job.tenant, "token", [late], [])
     assert await api.redis.keys(f"d:{{{job_id}}}:pass:teacher:c:*") == []
+
+
+async def test_while_one_worker_purges_the_others_leave_it_alone(api: Api):
+    job_id = JobId(await an_ended_job(api))
+    await api.http.delete(f"/v1/jobs/{job_id}")
+    assert await api.store.purging.begin(job_id)
+    await a_janitor(api).purge(job_id)
+    assert (await api.http.delete(f"/v1/jobs/{job_id}")).json()["status"] == "purging"
+    await api.store.purging.end(job_id)
+    await a_janitor(api).purge(job_id)
+    assert (await api.http.delete(f"/v1/jobs/{job_id}")).json()["status"] == "purged"
+    assert await api.redis.keys(f"d:{{{job_id}}}:*") == [keys.job(job_id).encode()]
