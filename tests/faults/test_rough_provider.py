@@ -99,9 +99,6 @@ def test_a_job_stops_at_its_budget_and_goes_on_with_a_larger_one(tmp_path: Path)
         assert job["paused_reason"] == "budget"
         assert workers[0].poll() is not None
         assert highest <= limit
-        events = system.client.get(f"/v1/jobs/{job_id}/events", params={"limit": 100}).json()["data"]
-        told = [event for event in events if event["data"].get("threshold_percent") == 80]
-        assert len(told) == 1, "the owner is told once that most of the budget is used"
         answer = system.client.post(f"/v1/jobs/{job_id}/resume", json={"budget": {"max_cost_usd": "5.00"}})
         assert answer.status_code in {200, 202}, answer.text
         job = system.finished(job_id)

@@ -454,3 +454,14 @@ async def test_a_store_that_is_away_for_a_moment_costs_the_job_nothing(store):
 
     assert ended.fine_tunes[0].step == "ended"
     assert len(trainer.submitted) == 1
+
+
+async def test_the_owner_is_told_once_that_most_of_the_budget_is_used(store):
+    trainer, job = ScriptedTrainer(), await in_training(store)
+    trainer.status = "running"
+    await store.jobs.change(job, Change(set={"limit_nano": 10**12, "spent_nano": 85 * 10**10}))
+
+    await rung(store, an_engine(store, Lab(trainer=trainer)), job, times=3)
+
+    told = [event for event in await store.jobs.events(job.id, after=0, limit=100) if "threshold_percent" in event.data]
+    assert [event.data["spent_usd"] for event in told] == ["850"]
