@@ -144,7 +144,14 @@ class FileSource(Request):
     file_id: str = Field(min_length=1, max_length=100, examples=["pf_06cr9d2v7r3k5m8n0p2q4s6t8v0w2x4y6z"])
 
 
-SourceIn = Annotated[InlineSource | FileSource, Field(discriminator="type")]
+class JobSource(Request):
+    """The prompts of an earlier job of yours; what it has paid for is reused where teacher and parameters are equal."""
+
+    type: Literal["job"]
+    job_id: str = Field(min_length=1, max_length=100, examples=["job_06cr9d2v7r3k5m8n0p2q4s6t8v0w2x4y6z"])
+
+
+SourceIn = Annotated[InlineSource | FileSource | JobSource, Field(discriminator="type")]
 
 
 class CurationIn(Request):
@@ -237,6 +244,7 @@ class JobCreate(Request):
             students=[domain.Student(**student.model_dump()) for student in self.students],
             source=self.source.type,
             file_id=FileId(self.source.file_id) if isinstance(self.source, FileSource) else None,
+            source_job_id=JobId(self.source.job_id) if isinstance(self.source, JobSource) else None,
             system_prompt=self.system_prompt,
             store=self.store,
             metadata=self.metadata,
@@ -258,8 +266,8 @@ class JobCreate(Request):
     def to_prompts(self, *, most: int) -> list[domain.Prompt]:
         """One after the other and not by the model above, so that a thousand broken ones cost twenty errors.
 
-        None for a file's prompts, which lie in the store.  Raises ValidationFailed; `too_many_prompts` before looking
-        at any."""
+        None for those of a file or a job, which lie in the store.  Raises ValidationFailed; `too_many_prompts` before
+        looking at any."""
         if not isinstance(self.source, InlineSource):
             return []
         place = "/source/prompts"
@@ -441,10 +449,11 @@ class WebhookOut(Response):
 
 
 class SourceOut(Response):
-    """file_id: of a job from a file; the file itself may be deleted meanwhile."""
+    """file_id, job_id: of a job from a file or an earlier job; that itself may be deleted meanwhile."""
 
     type: str
     file_id: str | None
+    job_id: str | None
     prompts_total: int
 
 
@@ -478,7 +487,12 @@ def _spec_fields(spec: domain.JobSpec, prompts_total: int) -> dict[str, Any]:
             mode=spec.teacher.mode,
         ),
         "system_prompt": spec.system_prompt,
-        "source": SourceOut(type=spec.source, file_id=spec.file_id, prompts_total=prompts_total),
+        "source": SourceOut(
+            type=spec.source,
+            file_id=spec.file_id if spec.source == "file" else None,
+            job_id=spec.source_job_id,
+            prompts_total=prompts_total,
+        ),
         "store": spec.store,
         "metadata": spec.metadata,
         "curation": CurationOut(

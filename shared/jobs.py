@@ -19,7 +19,7 @@ from msgspec.structs import replace
 
 from shared.capabilities import params_faults
 from shared.curation import check_response_schema, split_of
-from shared.errors import BadRequest, Conflict, Fault, NotFound, StoreError, ValidationFailed
+from shared.errors import BadRequest, Conflict, Fault, JobDeleted, NotFound, StoreError, ValidationFailed
 from shared.graders import ScoreModel, parse_graders
 from shared.ids import FileId, JobId, TenantId, is_id, new_event_id, new_job_id
 from shared.lifecycle import TERMINAL, JobStatus, PausedReason
@@ -32,6 +32,7 @@ from shared.models import (
     FineTune,
     Job,
     JobSpec,
+    JsonObject,
     Money,
     Prompt,
     PromptCounts,
@@ -44,7 +45,7 @@ from shared.models import (
 from shared.notices import deliveries_for
 from shared.ports import BATCH_WINDOW_SECONDS
 from shared.pricing import Estimate, Prices, prompt_size
-from shared.prompts import bytes_with, chars_of, defaults_of, with_defaults
+from shared.prompts import bytes_with, chars_of, defaults_of, joined, with_defaults
 from shared.queue import ADVANCE_JOB, PURGE_JOB
 from shared.settings import ProviderSettings
 from shared.store import Store
@@ -61,6 +62,8 @@ _TRIES: Final = 8  # a change refused because the job moved meanwhile is decided
 _METADATA_PAIRS_STORED: Final = 14  # of the 16 a provider keeps, two are ours: by them a lost answer is found again
 _PER_PROMPT: Final = frozenset({"tools", "response_format"})  # said once for all, kept with each prompt
 _SPLIT_BY_HAND: Final = 2_000  # prompts of a file that are read before the rest is judged by its size
+#: Where a request says which prompts it means.
+_PLACES: Final = {"inline": "/source/prompts", "file": "/source/file_id", "job": "/source/job_id"}
 _SMALL_HOLDOUT: Final = 30  # examples; below, intervals are so wide that most verdicts are "inconclusive"
 
 
@@ -133,13 +136,18 @@ class Jobs:
 
     # --- asking for one ----------------------------------------------------------------------------------------------
 
-    def plan(self, spec: JobSpec, prompts: Sequence[Prompt]) -> Plan:
-        """The request as it would be carried out; touches nothing.  Raises ValidationFailed with every fault."""
+    def plan(self, spec: JobSpec, prompts: Sequence[Prompt], *, earlier: Job | None = None) -> Plan:
+        """The request as it would be carried out; touches nothing.  Raises ValidationFailed with every fault.
+
+        earlier: the job whose prompts these are, as it asked them."""
         defaults = defaults_of(spec)
         complete = [with_defaults(prompt, defaults) for prompt in prompts]
+        unanswered = sum(prompt.completion is None for prompt in complete)
+        if earlier is not None and complete == list(prompts):
+            unanswered = min(unanswered, _unpaid(spec, earlier, len(complete)))
         asked = _Asked(
             total=len(complete),
-            unanswered=sum(prompt.completion is None for prompt in complete),
+            unanswered=unanswered,
             bytes=sum(map(prompt_size, complete)),
             tools=any(prompt.tools for prompt in complete),
             faults=[*self._prompt_faults(spec, complete)],
@@ -156,25 +164,54 @@ class Jobs:
             raise _unknown_file() from None
         return await self._plan_from(file, spec, defaults_of(spec))
 
-    async def _plan_from(self, file: PromptFile, spec: JobSpec, defaults: PromptDefaults) -> Plan:
-        counts = file.counts
+    async def plan_from_job(self, tenant: TenantId, spec: JobSpec) -> Plan:
+        """`plan` for the prompts of an earlier job, as it asked them: what it has paid for is in the tenant's ledger,
+        and a worker takes it from there as long as teacher and parameters are the same.  What the new job says for all
+        prompts is for those to which the earlier one said nothing.  Raises ValidationFailed."""
+        try:
+            earlier = await self.get(tenant, spec.source_job_id or "")
+        except (NotFound, JobDeleted):
+            raise _unknown_job() from None
+        if earlier.prompt_defaults is not None and earlier.spec.file_id is not None:
+            file = await self._store.files.load(earlier.spec.file_id)
+            if file is None:  # the job is being purged
+                raise _unknown_job()
+            defaults = joined(earlier.prompt_defaults, defaults_of(spec))
+            return await self._plan_from(file, replace(spec, file_id=file.id), defaults, earlier)
+        total, most = earlier.counters.prompts_total, self._limits.prompts_max
+        if total > most:
+            raise invalid([Fault("/source/job_id", "too_many_prompts", f"must have at most {most:,} prompts")])
+        prompts = await self._prompts_of(earlier)
+        if len(prompts) != total:
+            raise _unknown_job()
+        return await asyncio.to_thread(self.plan, spec, prompts, earlier=earlier)
+
+    async def _prompts_of(self, job: Job) -> list[Prompt]:
+        prompts: list[Prompt] = []
+        for chunk in range(await self._store.content.chunk_count(job.id, "source")):
+            prompts += await self._store.content.prompt_chunk(job.id, "source", chunk)
+        return prompts
+
+    async def _plan_from(
+        self, file: PromptFile, spec: JobSpec, defaults: PromptDefaults, earlier: Job | None = None
+    ) -> Plan:
+        counts, unanswered = file.counts, file.counts.asked
+        if earlier is not None and defaults == earlier.prompt_defaults:
+            unanswered = min(unanswered, _unpaid(spec, earlier, counts.prompts))
         asked = _Asked(
             total=counts.prompts,
-            unanswered=counts.asked,
+            unanswered=unanswered,
             bytes=bytes_with(counts, defaults),
             tools=bool(defaults.tools) or counts.toolless < counts.prompts,
-            faults=[*self._length_faults(counts, defaults), *await self._file_split_faults(file, spec, defaults)],
+            faults=[*self._length_faults(spec, counts, defaults), *await self._file_split_faults(file, spec, defaults)],
         )
         spec, estimate, warnings = await asyncio.to_thread(self._planned, spec, asked)
         return Plan(spec, [], asked.total, estimate, warnings, file, defaults)
 
     def _planned(self, spec: JobSpec, asked: _Asked) -> tuple[JobSpec, Estimate | None, list[Advice]]:
         """(spec as it is kept, estimate, warnings)."""
-        params = {
-            name: value for name, value in spec.teacher.params.items() if name not in _PER_PROMPT and value is not None
-        }
         faults = [*self._faults(spec, asked)]
-        spec = replace(spec, teacher=replace(spec.teacher, params=params))
+        spec = replace(spec, teacher=replace(spec.teacher, params=_kept_params(spec)))
         if faults:
             raise invalid(faults)
         estimate = self._estimate(spec, asked)
@@ -219,8 +256,8 @@ class Jobs:
         accepted = _event("The job was accepted.", S.QUEUED, now_ms)
         try:
             await self._store.jobs.accept(job, chunks, accepted, once=once, most_active=self._limits.active_jobs_max)
-        except NotFound:  # the file was deleted this very moment
-            raise _unknown_file() from None
+        except NotFound:  # the file, or the last job that kept it, was deleted this very moment
+            raise (_unknown_job() if plan.spec.source == "job" else _unknown_file()) from None
         self._ring(job.id)
         return job
 
@@ -241,10 +278,7 @@ class Jobs:
                 raise _unknown_file()
             plan = await self._plan_from(file, spec, old.prompt_defaults)
             return await self.accept(tenant, plan, retry_of=old.id, once=once)
-        content = self._store.content
-        prompts: list[Prompt] = []
-        for chunk in range(await content.chunk_count(old.id, "source")):
-            prompts += await content.prompt_chunk(old.id, "source", chunk)
+        prompts = await self._prompts_of(old)
         # The stored prompts carry the system prompt already, also those that had one of their own.
         plan = await _off_loop(self.plan, replace(spec, system_prompt=None), prompts)
         plan = replace(plan, spec=replace(plan.spec, system_prompt=spec.system_prompt))
@@ -455,14 +489,16 @@ class Jobs:
             yield Fault("/teacher/params/service_tier", "unsupported_param", "is not for batches; they have one tier")
 
     def _prompt_faults(self, spec: JobSpec, prompts: Sequence[Prompt]) -> Iterator[Fault]:
-        place, limits = "/source/prompts", self._limits
+        place, limits = _PLACES[spec.source], self._limits
         if len(prompts) > limits.prompts_max:
             yield Fault(place, "too_many_prompts", f"must be at most {limits.prompts_max:,}")
             return
         seen: set[str] = set()
         for i, prompt in enumerate(prompts):
             if chars_of(prompt) > limits.prompt_max_chars:
-                yield Fault(f"{place}/{i}", "prompt_too_long", f"is longer than {limits.prompt_max_chars:,} characters")
+                what = "is longer than" if spec.source == "inline" else "has a prompt of more than"
+                where = f"{place}/{i}" if spec.source == "inline" else place
+                yield Fault(where, "prompt_too_long", f"{what} {limits.prompt_max_chars:,} characters")
             if prompt.key is not None:
                 if prompt.key in seen:
                     yield Fault(f"{place}/{i}/key", "duplicate_prompt_key", "is the key of an earlier prompt")
@@ -470,14 +506,14 @@ class Jobs:
         splits = _splits(spec.split, prompts)
         yield from _split_faults(spec, place, splits["train"], splits["holdout"], len(prompts))
 
-    def _length_faults(self, counts: PromptCounts, defaults: PromptDefaults) -> Iterator[Fault]:
+    def _length_faults(self, spec: JobSpec, counts: PromptCounts, defaults: PromptDefaults) -> Iterator[Fault]:
         """What the job says for all must fit beside the longest prompt that takes it."""
         limit = self._limits.prompt_max_chars
         if counts.bare and counts.longest_bare_chars + len(defaults.system_prompt or "") > limit:
             detail = f"makes a prompt of the file longer than {limit:,} characters"
             yield Fault("/system_prompt", "prompt_too_long", detail)
         elif counts.longest_chars > limit:  # the operator has lowered it since
-            yield Fault("/source/file_id", "prompt_too_long", f"has a prompt of more than {limit:,} characters")
+            yield Fault(_PLACES[spec.source], "prompt_too_long", f"has a prompt of more than {limit:,} characters")
 
     async def _file_split_faults(self, file: PromptFile, spec: JobSpec, defaults: PromptDefaults) -> Sequence[Fault]:
         """As for inline prompts, read from the front until the rules are met: mostly within the first chunk.
@@ -492,7 +528,7 @@ class Jobs:
             found += await asyncio.to_thread(_splits, spec.split, [with_defaults(p, defaults) for p in prompts])
         unread = total - found.total()
         train, holdout = found["train"] + unread, found["holdout"] + unread
-        return [*_split_faults(spec, "/source/file_id", train, holdout, total)]
+        return [*_split_faults(spec, _PLACES[spec.source], train, holdout, total)]
 
     def _budget_faults(
         self, budget: Budget, spec: JobSpec, estimate: Estimate | None, *, money: Money | None = None
@@ -612,6 +648,23 @@ def _split_faults(spec: JobSpec, place: str, train: int, holdout: int, total: in
 
 def _unknown_file() -> ValidationFailed:
     return invalid([Fault("/source/file_id", "unknown_file", "is not one of your files; it may have expired")])
+
+
+def _unknown_job() -> ValidationFailed:
+    return invalid([Fault("/source/job_id", "not_found", "is not one of your jobs; it may have been deleted")])
+
+
+def _kept_params(spec: JobSpec) -> JsonObject:
+    """The teacher's parameters without those that are kept with each prompt."""
+    return {name: value for name, value in spec.teacher.params.items() if name not in _PER_PROMPT and value is not None}
+
+
+def _unpaid(spec: JobSpec, earlier: Job, total: int) -> int:
+    """How many of the same prompts have no answer yet by which the ledger could spare a call."""
+    old, new = earlier.spec.teacher, spec.teacher
+    if (old.provider, old.model, old.params) != (new.provider, new.model, _kept_params(spec)):
+        return total
+    return total - earlier.counters.accepted - earlier.counters.rejected
 
 
 def _raised(check: Callable[[], object]) -> Sequence[Fault]:

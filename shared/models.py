@@ -143,12 +143,15 @@ class WebhookTarget(Record, frozen=True, kw_only=True):
 
 
 class JobSpec(Record, frozen=True, kw_only=True):
-    """A distillation request with its defaults filled in.  The prompts lie apart, in chunks."""
+    """A distillation request with its defaults filled in.  The prompts lie apart, in chunks.
+
+    file_id: where they are a file's, also by way of the earlier job `source_job_id`."""
 
     teacher: Teacher
     students: list[Student]
-    source: Literal["inline", "file"]
+    source: Literal["inline", "file", "job"]
     file_id: FileId | None = None
+    source_job_id: JobId | None = None
     name: str | None = None
     system_prompt: str | None = None
     store: bool = False

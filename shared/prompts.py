@@ -172,6 +172,15 @@ def defaults_of(spec: JobSpec) -> PromptDefaults:
     )
 
 
+def joined(first: PromptDefaults, then: PromptDefaults) -> PromptDefaults:
+    """As one what is said for all prompts first by one job, then by another: `with_defaults` with each in turn."""
+    return PromptDefaults(
+        system_prompt=first.system_prompt or then.system_prompt,
+        tools=first.tools or then.tools,
+        response_format=first.response_format or then.response_format,
+    )
+
+
 def with_defaults(prompt: Prompt, defaults: PromptDefaults) -> Prompt:
     """A prompt as it will be asked: the job's system prompt, tools and response format where it has none of its own."""
     messages = prompt.messages

@@ -121,8 +121,10 @@ async def create_job(
 
 async def _plan(caller: Caller, services: Services, body: JobCreate) -> Plan:
     spec = body.to_spec()
-    if spec.file_id is not None:
+    if spec.source == "file":
         return await services.jobs.plan_from_file(caller.tenant, spec)
+    if spec.source == "job":
+        return await services.jobs.plan_from_job(caller.tenant, spec)
     prompts = await asyncio.to_thread(body.to_prompts, most=services.settings.inline_prompts_max)
     return await asyncio.to_thread(services.jobs.plan, spec, prompts)
 

@@ -196,8 +196,8 @@ class JobStore:
     ) -> None:
         """Make the job durable, with its prompts and first event.  Sent twice, it is written once.
 
-        prompt_chunks: none for a job whose prompts are a file's; it is entered among that file's jobs instead, and a
-        retry also where only jobs still see the file.  Raises NotFound when the file is gone.
+        prompt_chunks: none for a job whose prompts are a file's; it is entered among that file's jobs instead, and one
+        made from an earlier job also where only jobs still see the file.  Raises NotFound when the file is gone.
         once: the answer that repetitions get is written with it.  Raises IdempotencyInProgress when another request
         with the same key was first after all, and TooMany when `most_active` jobs are queued or running."""
         file_id = job.spec.file_id
@@ -224,7 +224,7 @@ class JobStore:
         first = _encode(msgspec.structs.replace(event, sequence=1))
         arguments: list[str | bytes | int] = [job.id]
         arguments += [once.fingerprint, once.packed(job), KEPT_SECONDS] if once else ["", "", 0]
-        see_file = "" if file_id is None else "visible" if job.retry_of is None else "kept"
+        see_file = "" if file_id is None else "visible" if job.spec.source == "file" and not job.retry_of else "kept"
         arguments += [most_active or 0, see_file, len(fields)]
         for name, value in fields.items():
             arguments += [name, value]

@@ -71,7 +71,7 @@ async def test_validating_only_shows_the_request_with_its_defaults_and_stores_no
     assert answer.status_code == 200
     assert body["object"] == "distillation.estimate"
     assert body["request"]["split"] == {"validation": 0.1, "holdout": 0.2, "seed": 0}
-    assert body["request"]["source"] == {"type": "inline", "file_id": None, "prompts_total": 20}
+    assert body["request"]["source"] == {"type": "inline", "file_id": None, "job_id": None, "prompts_total": 20}
     assert float(body["cost"]["high"]) > 0
     assert [warning["code"] for warning in body["warnings"]] == ["holdout_small"]
     assert await api.keys() == []

@@ -395,7 +395,7 @@ async def test_a_job_from_a_file_is_asked_as_the_same_job_with_inline_prompts(ap
     estimates = [(await api.http.post("/v1/jobs?validate_only=true", json=request)).json() for request in requests]
     inline, job = [(await api.http.post("/v1/jobs", json=request)).json() for request in requests]
 
-    assert job["source"] == {"type": "file", "file_id": file["id"], "prompts_total": 250}
+    assert job["source"] == {"type": "file", "file_id": file["id"], "job_id": None, "prompts_total": 250}
     differing = {"source"}
     assert {**estimates[0], "request": None} == {**estimates[1], "request": None}
     for name in set(estimates[0]["request"]) - differing:
