@@ -151,7 +151,19 @@ class JobSource(Request):
     job_id: str = Field(min_length=1, max_length=100, examples=["job_06cr9d2v7r3k5m8n0p2q4s6t8v0w2x4y6z"])
 
 
-SourceIn = Annotated[InlineSource | FileSource | JobSource, Field(discriminator="type")]
+class StoredCompletionsSource(Request):
+    """The completions that a provider stores under this metadata, asked with `store`: prompts and answers at once, and
+    nothing is generated.  Those that other jobs than yours have stored are left out."""
+
+    type: Literal["stored_completions"]
+    provider: Provider
+    model: Model | None = Field(None, description="that has answered; without it, the teacher's")
+    metadata: Annotated[dict[str, Any], AfterValidator(_metadata)] = Field(
+        min_length=1, examples=[{"distillation": "teams_dataset"}]
+    )
+
+
+SourceIn = Annotated[InlineSource | FileSource | JobSource | StoredCompletionsSource, Field(discriminator="type")]
 
 
 class CurationIn(Request):
@@ -245,6 +257,7 @@ class JobCreate(Request):
             source=self.source.type,
             file_id=FileId(self.source.file_id) if isinstance(self.source, FileSource) else None,
             source_job_id=JobId(self.source.job_id) if isinstance(self.source, JobSource) else None,
+            stored=_stored_filter(self.source),
             system_prompt=self.system_prompt,
             store=self.store,
             metadata=self.metadata,
@@ -266,7 +279,7 @@ class JobCreate(Request):
     def to_prompts(self, *, most: int) -> list[domain.Prompt]:
         """One after the other and not by the model above, so that a thousand broken ones cost twenty errors.
 
-        None for those of a file or a job, which lie in the store.  Raises ValidationFailed; `too_many_prompts` before
+        None where the source only says where they are.  Raises ValidationFailed; `too_many_prompts` before
         looking at any."""
         if not isinstance(self.source, InlineSource):
             return []
@@ -286,6 +299,12 @@ class JobCreate(Request):
         if faults:
             raise invalid(faults)
         return prompts
+
+
+def _stored_filter(source: SourceIn) -> domain.StoredFilter | None:
+    if not isinstance(source, StoredCompletionsSource):
+        return None
+    return domain.StoredFilter(provider=source.provider, model=source.model, metadata=source.metadata)
 
 
 Scope = Literal["jobs:read", "jobs:write", "data:read", "data:write", "webhooks:write", "admin"]
@@ -449,11 +468,15 @@ class WebhookOut(Response):
 
 
 class SourceOut(Response):
-    """file_id, job_id: of a job from a file or an earlier job; that itself may be deleted meanwhile."""
+    """file_id, job_id: of a job from a file or an earlier job; that itself may be deleted meanwhile.
+    provider, model, metadata: of a job from stored completions.  prompts_total: of those, as many as are read."""
 
     type: str
     file_id: str | None
     job_id: str | None
+    provider: str | None
+    model: str | None
+    metadata: dict[str, str] | None
     prompts_total: int
 
 
@@ -491,6 +514,9 @@ def _spec_fields(spec: domain.JobSpec, prompts_total: int) -> dict[str, Any]:
             type=spec.source,
             file_id=spec.file_id if spec.source == "file" else None,
             job_id=spec.source_job_id,
+            provider=spec.stored.provider if spec.stored else None,
+            model=(spec.stored.model or spec.teacher.model) if spec.stored else None,
+            metadata=spec.stored.metadata if spec.stored else None,
             prompts_total=prompts_total,
         ),
         "store": spec.store,

@@ -63,7 +63,12 @@ _METADATA_PAIRS_STORED: Final = 14  # of the 16 a provider keeps, two are ours: 
 _PER_PROMPT: Final = frozenset({"tools", "response_format"})  # said once for all, kept with each prompt
 _SPLIT_BY_HAND: Final = 2_000  # prompts of a file that are read before the rest is judged by its size
 #: Where a request says which prompts it means.
-_PLACES: Final = {"inline": "/source/prompts", "file": "/source/file_id", "job": "/source/job_id"}
+_PLACES: Final = {
+    "inline": "/source/prompts",
+    "file": "/source/file_id",
+    "job": "/source/job_id",
+    "stored_completions": "/source",
+}
 _SMALL_HOLDOUT: Final = 30  # examples; below, intervals are so wide that most verdicts are "inconclusive"
 
 
@@ -178,6 +183,8 @@ class Jobs:
                 raise _unknown_job()
             defaults = joined(earlier.prompt_defaults, defaults_of(spec))
             return await self._plan_from(file, replace(spec, file_id=file.id), defaults, earlier)
+        if earlier.spec.source == "stored_completions" and not (earlier.imported and earlier.imported.complete):
+            raise invalid([Fault("/source/job_id", "job_not_ready", "has not read all of its stored completions yet")])
         total, most = earlier.counters.prompts_total, self._limits.prompts_max
         if total > most:
             raise invalid([Fault("/source/job_id", "too_many_prompts", f"must have at most {most:,} prompts")])
@@ -185,6 +192,16 @@ class Jobs:
         if len(prompts) != total:
             raise _unknown_job()
         return await asyncio.to_thread(self.plan, spec, prompts, earlier=earlier)
+
+    def plan_from_stored(self, spec: JobSpec) -> Plan:
+        """`plan` for completions that a provider stores.  How many there are is known once a worker has read them, so
+        nothing is estimated, and the curating stage alone judges whether they are enough.  Raises ValidationFailed."""
+        return self._plan_from_stored(spec, defaults_of(spec))
+
+    def _plan_from_stored(self, spec: JobSpec, defaults: PromptDefaults) -> Plan:
+        asked = _Asked(total=0, unanswered=0, bytes=0, tools=False, faults=[*self._stored_faults(spec)])
+        spec, _, warnings = self._planned(spec, asked)
+        return Plan(spec, [], 0, None, warnings, defaults=defaults)
 
     async def _prompts_of(self, job: Job) -> list[Prompt]:
         prompts: list[Prompt] = []
@@ -214,7 +231,7 @@ class Jobs:
         spec = replace(spec, teacher=replace(spec.teacher, params=_kept_params(spec)))
         if faults:
             raise invalid(faults)
-        estimate = self._estimate(spec, asked)
+        estimate = self._estimate(spec, asked) if spec.source != "stored_completions" else None
         faults = [*self._budget_faults(spec.budget, spec, estimate)]
         if faults:
             raise invalid(faults)
@@ -277,6 +294,9 @@ class Jobs:
             if file is None:
                 raise _unknown_file()
             plan = await self._plan_from(file, spec, old.prompt_defaults)
+            return await self.accept(tenant, plan, retry_of=old.id, once=once)
+        if old.spec.source == "stored_completions":
+            plan = self._plan_from_stored(spec, old.prompt_defaults or PromptDefaults())
             return await self.accept(tenant, plan, retry_of=old.id, once=once)
         prompts = await self._prompts_of(old)
         # The stored prompts carry the system prompt already, also those that had one of their own.
@@ -479,6 +499,14 @@ class Jobs:
                     pointer, "provider_training_closed", "takes no fine-tuning jobs; its dataset can be exported"
                 )
 
+    def _stored_faults(self, spec: JobSpec) -> Iterator[Fault]:
+        name = spec.stored.provider if spec.stored is not None else ""
+        if name not in self._providers:
+            known = _listed(sorted(self._providers))
+            yield Fault("/source/provider", "unknown_provider", f"is not a configured provider; there is {known}")
+        elif not self._providers[name].can_store:
+            yield Fault("/source/provider", "invalid_value", "is a provider that does not keep completions")
+
     def _batch_faults(self, teacher: Teacher) -> Iterator[Fault]:
         if teacher.mode != "batch":
             return
@@ -572,7 +600,13 @@ class Jobs:
         return estimate if estimate.high_nano or not estimate.unpriced else None
 
     def _warnings(self, spec: JobSpec, asked: _Asked, estimate: Estimate | None) -> Iterator[Advice]:
-        if estimate is None or estimate.unpriced:
+        stored = spec.source == "stored_completions"
+        if stored:
+            yield Advice(
+                code="cost_incomplete",
+                message="How many completions are stored shows when the job runs; nothing can be estimated before.",
+            )
+        elif estimate is None or estimate.unpriced:
             yield Advice(
                 code="cost_incomplete",
                 message="Some calls or trainings have no known price; the estimate leaves them out.",
@@ -586,7 +620,7 @@ class Jobs:
             yield Advice(code="store_ignored", message="The teacher's provider does not keep completions.")
         if spec.split.holdout == 0:
             yield Advice(code="no_holdout", message="Without a holdout the students are trained and not judged.")
-        elif (size := round(asked.total * spec.split.holdout)) < _SMALL_HOLDOUT:
+        elif not stored and (size := round(asked.total * spec.split.holdout)) < _SMALL_HOLDOUT:
             yield Advice(
                 code="holdout_small",
                 message=f"About {size} prompts are held out; the verdict will probably be inconclusive.",

@@ -34,7 +34,8 @@ class Prompt(Record, frozen=True, kw_only=True):
 
     messages: as Chat Completions takes them, system message included.  completion: an assistant message the caller
     already has; not asked again.  reference: the right answer where it is known; lets graders score the teacher.
-    origin: in the holdout, the prompt's index among the source prompts."""
+    origin: in the holdout, the prompt's index among the source prompts.  finish_reason: of a completion that the
+    provider has stored; one from a caller counts as whole."""
 
     messages: list[JsonObject]
     key: str | None = None
@@ -43,6 +44,7 @@ class Prompt(Record, frozen=True, kw_only=True):
     completion: JsonObject | None = None
     reference: str | None = None
     origin: int | None = None
+    finish_reason: str | None = None
 
 
 class PromptDefaults(Record, frozen=True, kw_only=True):
@@ -142,6 +144,14 @@ class WebhookTarget(Record, frozen=True, kw_only=True):
     events: list[str]
 
 
+class StoredFilter(Record, frozen=True, kw_only=True):
+    """Which completions that a provider has stored are meant.  model: None for the teacher's."""
+
+    provider: str
+    model: str | None = None
+    metadata: dict[str, str] = {}
+
+
 class JobSpec(Record, frozen=True, kw_only=True):
     """A distillation request with its defaults filled in.  The prompts lie apart, in chunks.
 
@@ -149,9 +159,10 @@ class JobSpec(Record, frozen=True, kw_only=True):
 
     teacher: Teacher
     students: list[Student]
-    source: Literal["inline", "file", "job"]
+    source: Literal["inline", "file", "job", "stored_completions"]
     file_id: FileId | None = None
     source_job_id: JobId | None = None
+    stored: StoredFilter | None = None
     name: str | None = None
     system_prompt: str | None = None
     store: bool = False
@@ -249,6 +260,19 @@ class BatchRun(Record, frozen=True, kw_only=True):
     error: JobError | None = None
 
 
+class Import(Record, frozen=True, kw_only=True):
+    """How far the completions that a provider stores have been read.
+
+    after: id of the last one looked at.  chunks, prompts: what is written of them.  skipped: those left out, by reason.
+    complete: there are no more, or as many as a job may have."""
+
+    after: str | None = None
+    chunks: int = 0
+    prompts: int = 0
+    skipped: dict[str, int] = {}
+    complete: bool = False
+
+
 class Manifest(Record, frozen=True, kw_only=True):
     """The identity of the curated dataset.  sha256, train_bytes: of the training split's JSONL, byte for byte."""
 
@@ -307,7 +331,8 @@ class Usage(Record, frozen=True, kw_only=True):
 
 
 class Job(Record, frozen=True, kw_only=True):
-    """prompt_defaults: only where the stored prompts do not carry them yet, which is with prompts from a file."""
+    """prompt_defaults: only where the stored prompts do not carry them yet: those from a file, and those that are still
+    to be read from a provider."""
 
     id: JobId
     tenant: TenantId
@@ -334,6 +359,7 @@ class Job(Record, frozen=True, kw_only=True):
     usage: Usage = Usage()
     chunk_size: int = 100
     prompt_defaults: PromptDefaults | None = None
+    imported: Import | None = None
 
 
 class Event(Record, frozen=True, kw_only=True):
@@ -397,7 +423,7 @@ class Delivery(Record, frozen=True, kw_only=True):
     """One webhook on its way.  body: the exact JSON text that is signed and sent, the same at every attempt."""
 
     id: str
-    job_id: JobId
+    job_id: JobId | None
     tenant: TenantId
     event_id: str
     event_type: str

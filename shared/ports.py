@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 import msgspec
 
@@ -47,8 +47,30 @@ class TeacherPort(Protocol):
     async def close(self) -> None: ...
 
 
+class ArchivedCompletion(msgspec.Struct, frozen=True):
+    """A stored completion without its prompt.  message: the answer.  tools, response_format: as they were asked."""
+
+    id: str
+    message: JsonObject
+    finish_reason: str | None
+    metadata: dict[str, str]
+    tools: Any = None
+    response_format: Any = None
+
+
+class ArchivePage(msgspec.Struct, frozen=True):
+    completions: list[ArchivedCompletion]
+    more: bool
+
+
 class CompletionArchive(Protocol):
     """The completions a provider keeps because we asked it to."""
+
+    async def page(self, model: str, metadata: dict[str, str], *, after: str | None) -> ArchivePage:
+        """Stored completions in order of creation, from behind the one with id `after`.  Raises a `ProviderError`."""
+
+    async def messages(self, completion_id: str) -> list[JsonObject] | None:
+        """What the completion answers; None when it is gone.  Raises a `ProviderError`."""
 
     async def find(self, model: str, metadata: dict[str, str]) -> Completion | None:
         """The newest stored completion of this model that carries this metadata.  Raises a `ProviderError`."""

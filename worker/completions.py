@@ -137,8 +137,9 @@ class Scribe:
     def supplied(self, chunk: int, index: int, prompt: Prompt) -> Settlement:
         """A completion that came with the prompt: kept as if the teacher had given it, for free."""
         message = prompt.completion or {}
-        reason = self._reason(message, "stop")
-        answer = {"choices": [{"index": 0, "message": message, "finish_reason": "stop"}]}
+        finish_reason = prompt.finish_reason or "stop"
+        reason = self._reason(message, finish_reason)
+        answer = {"choices": [{"index": 0, "message": message, "finish_reason": finish_reason}]}
         kept = StoredCompletion(
             id=self._id(index),
             index=index,

@@ -125,6 +125,8 @@ async def _plan(caller: Caller, services: Services, body: JobCreate) -> Plan:
         return await services.jobs.plan_from_file(caller.tenant, spec)
     if spec.source == "job":
         return await services.jobs.plan_from_job(caller.tenant, spec)
+    if spec.source == "stored_completions":
+        return services.jobs.plan_from_stored(spec)
     prompts = await asyncio.to_thread(body.to_prompts, most=services.settings.inline_prompts_max)
     return await asyncio.to_thread(services.jobs.plan, spec, prompts)
 

@@ -20,6 +20,7 @@ from shared.models import (
     Delivery,
     Event,
     FineTune,
+    Import,
     Job,
     JobError,
     JobSpec,
@@ -91,6 +92,7 @@ _JSON_FIELDS: Final[Mapping[str, Any]] = {
     "warnings": list[Advice],
     "error": JobError,
     "prompt_defaults": PromptDefaults,
+    "imported": Import,
 }
 _encode: Final = msgspec.json.encode
 _decoders: Final = {name: msgspec.json.Decoder(kind) for name, kind in _JSON_FIELDS.items()}
@@ -175,6 +177,7 @@ def _job_of(job_id: JobId, row: Mapping[bytes, bytes], teacher: Mapping[bytes, b
         usage=Usage(**{name: number(name) or 0 for name in Usage.__struct_fields__}),
         chunk_size=number("chunk_size") or 100,
         prompt_defaults=parsed("prompt_defaults", None),
+        imported=parsed("imported", None),
     )
 
 

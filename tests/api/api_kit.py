@@ -33,6 +33,8 @@ MEMBERS = {
     "retryable",
     "errors",
 }
+#: What `source` shows of stored completions when a job has another source.
+NOT_STORED = {"provider": None, "model": None, "metadata": None}
 AUTHORIZED = {"Authorization": f"Bearer {ADMIN_KEY}"}
 
 

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from api_kit import Api, FakeServer, a_request, begin, problem_of, some_settings
+from api_kit import NOT_STORED, Api, FakeServer, a_request, begin, problem_of, some_settings
 
 from shared.ids import JobId
 from shared.queue import ADVANCE_JOB
@@ -71,7 +71,8 @@ async def test_validating_only_shows_the_request_with_its_defaults_and_stores_no
     assert answer.status_code == 200
     assert body["object"] == "distillation.estimate"
     assert body["request"]["split"] == {"validation": 0.1, "holdout": 0.2, "seed": 0}
-    assert body["request"]["source"] == {"type": "inline", "file_id": None, "job_id": None, "prompts_total": 20}
+    nowhere = {"file_id": None, "job_id": None, **NOT_STORED}
+    assert body["request"]["source"] == {"type": "inline", **nowhere, "prompts_total": 20}
     assert float(body["cost"]["high"]) > 0
     assert [warning["code"] for warning in body["warnings"]] == ["holdout_small"]
     assert await api.keys() == []

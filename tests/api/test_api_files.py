@@ -18,7 +18,7 @@ from typing import Any
 import httpx2
 import msgspec
 import pytest
-from api_kit import ADMIN_KEY, AUTHORIZED, Api, a_request, begin, loaded, problem_of, some_settings
+from api_kit import ADMIN_KEY, AUTHORIZED, NOT_STORED, Api, a_request, begin, loaded, problem_of, some_settings
 from openai import DefaultHttpx2Client, OpenAI
 
 from api.schemas import PromptIn
@@ -395,7 +395,7 @@ async def test_a_job_from_a_file_is_asked_as_the_same_job_with_inline_prompts(ap
     estimates = [(await api.http.post("/v1/jobs?validate_only=true", json=request)).json() for request in requests]
     inline, job = [(await api.http.post("/v1/jobs", json=request)).json() for request in requests]
 
-    assert job["source"] == {"type": "file", "file_id": file["id"], "job_id": None, "prompts_total": 250}
+    assert job["source"] == {"type": "file", "file_id": file["id"], "job_id": None, **NOT_STORED, "prompts_total": 250}
     differing = {"source"}
     assert {**estimates[0], "request": None} == {**estimates[1], "request": None}
     for name in set(estimates[0]["request"]) - differing:

@@ -1,11 +1,11 @@
-"""Jobs made from what is there already: the prompts of an earlier job."""
+"""Jobs made from what is there already: the prompts of an earlier job, or completions that a provider stores."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import pytest
-from api_kit import Api, a_request, begin, loaded, problem_of
+from api_kit import NOT_STORED, Api, a_request, begin, loaded, problem_of
 
 from shared.ids import JobId, new_job_id
 from shared.lifecycle import JobStatus
@@ -64,7 +64,13 @@ async def test_a_job_takes_the_prompts_of_an_earlier_one_as_they_were_asked(api:
 
     shown = answer.json()
     total = earlier["progress"]["prompts_total"]
-    assert shown["source"] == {"type": "job", "file_id": None, "job_id": earlier["id"], "prompts_total": total}
+    assert shown["source"] == {
+        "type": "job",
+        "file_id": None,
+        "job_id": earlier["id"],
+        **NOT_STORED,
+        "prompts_total": total,
+    }
     assert shown["progress"]["prompts_total"] == total
     new, old = await loaded(api, shown), await loaded(api, earlier)
     assert await prompts_of(api, new) == await prompts_of(api, old)
@@ -154,3 +160,53 @@ async def test_a_job_from_a_job_can_be_retried_when_the_first_is_gone(api: Api, 
     assert third.status_code == 202, third.text
     asked = await prompts_of(api, await loaded(api, second))
     assert await prompts_of(api, await loaded(api, third.json())) == asked
+
+
+# --- stored completions ----------------------------------------------------------------------------------------------
+
+
+def from_stored(**changes: Any) -> dict[str, Any]:
+    source = {"type": "stored_completions", "provider": "openai", "metadata": {"team": "support"}}
+    return a_request(source=source | changes)
+
+
+async def test_a_job_from_stored_completions_is_taken_without_knowing_how_many(api: Api):
+    answer = await api.http.post("/v1/jobs", json=from_stored())
+    assert answer.status_code == 202, answer.text
+    job = answer.json()
+    assert job["source"] == {
+        "type": "stored_completions",
+        "file_id": None,
+        "job_id": None,
+        "provider": "openai",
+        "model": "gpt-6.1-sol",
+        "metadata": {"team": "support"},
+        "prompts_total": 0,
+    }
+    assert job["cost"]["estimated_usd"] is None
+    assert [warning["code"] for warning in job["warnings"]] == ["cost_incomplete"]
+    other = (await api.http.post("/v1/jobs", json=from_stored(model="gpt-5.4"))).json()
+    assert other["source"]["model"] == "gpt-5.4"
+
+
+@pytest.mark.parametrize(
+    ("changes", "pointer"),
+    [
+        ({"provider": "nobody"}, "/source/provider"),
+        ({"provider": "closed"}, "/source/provider"),
+        ({"metadata": {}}, "/source/metadata"),
+        ({"metadata": {"team": 1}}, "/source/metadata"),
+    ],
+)
+async def test_a_place_without_stored_completions_is_refused(api: Api, changes: dict[str, Any], pointer: str):
+    answer = await api.http.post("/v1/jobs", json=from_stored(**changes))
+    assert (answer.status_code, [e["pointer"] for e in problem_of(answer)["errors"]]) == (422, [pointer])
+
+
+async def test_a_job_still_reading_is_no_source_and_can_be_retried(api: Api):
+    reading = (await api.http.post("/v1/jobs", json=from_stored())).json()
+    early = await api.http.post("/v1/jobs", json=from_job(reading))
+    assert [e["code"] for e in problem_of(early)["errors"]] == ["job_not_ready"]
+    assert (await api.http.post(f"/v1/jobs/{reading['id']}/cancel")).status_code == 200
+    again = await api.http.post(f"/v1/jobs/{reading['id']}/retry")
+    assert (again.status_code, again.json()["source"]) == (202, reading["source"])

@@ -26,7 +26,15 @@ from shared.errors import (
     ProviderUnavailable,
 )
 from shared.models import JsonObject
-from shared.ports import Completion, CompletionRequest, TrainingEvent, TrainingJob, TrainingRequest
+from shared.ports import (
+    ArchivedCompletion,
+    ArchivePage,
+    Completion,
+    CompletionRequest,
+    TrainingEvent,
+    TrainingJob,
+    TrainingRequest,
+)
 from shared.settings import ProviderSettings
 from worker.providers.answers import error_of, parse_completion
 
@@ -45,6 +53,7 @@ STATES: Final[Mapping[str, str]] = {
     "cancelled": "cancelled",
 }
 _LIST_PAGES_MAX: Final = 50
+_MESSAGE_FIELDS: Final = ("role", "content", "name", "tool_calls", "tool_call_id", "refusal")
 LONGEST_CALL_SECONDS: Final = 900.0  # the upload of half a gigabyte included
 
 
@@ -97,6 +106,27 @@ class _Stored(msgspec.Struct):
 
 class _StoredPage(msgspec.Struct):
     data: list[msgspec.Raw]
+    has_more: bool = False
+
+
+class _Choice(msgspec.Struct):
+    message: JsonObject
+    finish_reason: str | None = None
+
+
+class _Archived(msgspec.Struct):
+    """Anything in `choices` but a first one is not looked at."""
+
+    id: str
+    choices: list[_Choice] = []
+    metadata: dict[str, str] | None = None
+    tools: Any = None
+    response_format: Any = None
+
+
+class _Messages(msgspec.Struct):
+    data: list[JsonObject]
+    has_more: bool = False
 
 
 class OpenAIArchive:
@@ -118,8 +148,56 @@ class OpenAIArchive:
             return None
         return None
 
+    async def page(self, model: str, metadata: dict[str, str], *, after: str | None) -> ArchivePage:
+        stored = self._client.chat.completions.with_raw_response
+        behind: dict[str, Any] = {} if after is None else {"after": after}
+        answer = await asked(stored.list(model=model, metadata=metadata, order="asc", limit=100, **behind))
+        page = _decoded(answer.content, _StoredPage)
+        return ArchivePage([_archived(_decoded(raw, _Archived)) for raw in page.data], page.has_more)
+
+    async def messages(self, completion_id: str) -> list[JsonObject] | None:
+        """They lie in a list of their own, and a content in parts in a field of its own."""
+        stored, found = self._client.chat.completions.messages.with_raw_response, list[JsonObject]()
+        behind: dict[str, Any] = {}
+        for _ in range(_LIST_PAGES_MAX):
+            try:
+                answer = await asked(stored.list(completion_id, order="asc", limit=100, **behind))
+            except ProviderModelMissing:  # 404: deleted, or expired, since it was listed
+                return None
+            page = _decoded(answer.content, _Messages)
+            found += page.data
+            if not (page.has_more and page.data):
+                break
+            behind = {"after": str(page.data[-1].get("id"))}
+        return [_message(row) for row in found]
+
     async def close(self) -> None:
         await self._client.close()
+
+
+def _decoded(body: bytes | msgspec.Raw, kind: type[T]) -> T:
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except (msgspec.MsgspecError, RecursionError):
+        raise ProviderUnavailable("The provider's answer cannot be read.", provider_code="malformed_answer") from None
+
+
+def _archived(stored: _Archived) -> ArchivedCompletion:
+    first = stored.choices[0] if stored.choices else _Choice(message={})
+    return ArchivedCompletion(
+        id=stored.id,
+        message=_message({"role": "assistant", **first.message}),
+        finish_reason=first.finish_reason,
+        metadata=stored.metadata or {},
+        tools=stored.tools or None,
+        response_format=stored.response_format or None,
+    )
+
+
+def _message(row: JsonObject) -> JsonObject:
+    """As Chat Completions takes it, without what a stored row has besides."""
+    message = {name: row[name] for name in _MESSAGE_FIELDS if row.get(name) is not None}
+    return {**message, "content": row.get("content_parts") or row.get("content")}
 
 
 def _no_header(_: str) -> None:

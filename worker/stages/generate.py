@@ -11,16 +11,20 @@ from worker.completions import job_error
 from worker.outcomes import Done, Fail, Outcome, Pause, Wait
 from worker.stages import Save, Tools
 from worker.stages.batch import generate_by_batches
+from worker.stages.stored import read_stored
 
 _LOOK_AGAIN_SECONDS = 15.0  # the pump rings when the pass is complete; this is for the bell that was lost
 
 
 async def generate(job: Job, tools: Tools, save: Save) -> Outcome:
     """One look at the teacher's pass."""
+    stored = job.spec.stored is not None
+    if stored and (reading := await read_stored(job, tools, save)) is not None:
+        return reading
     untouched = job.counters.settled == 0 and not job.batches
     if untouched and (missing := await _missing_model(job, tools)) is not None:
         return Fail(missing)
-    if job.spec.teacher.mode == "batch":
+    if job.spec.teacher.mode == "batch" and not stored:
         return await generate_by_batches(job, tools, save)
     prompts = job.counters.prompts_total
     smoke = tools.settings.smoke_completions
@@ -52,8 +56,10 @@ def _outcome_of(halt: Halt, job: Job) -> Outcome:
 
 
 async def _missing_model(job: Job, tools: Tools) -> JobError | None:
-    """The first model the provider does not have, found before anything is spent."""
-    asked = [("teacher.model", job.spec.teacher.provider, job.spec.teacher.model)]
+    """The first model the provider does not have, found before anything is spent.
+
+    A teacher whose answers are all stored may have retired."""
+    asked = [] if job.spec.stored else [("teacher.model", job.spec.teacher.provider, job.spec.teacher.model)]
     asked += [(f"students.{i}.model", s.provider, s.model) for i, s in enumerate(job.spec.students)]
     for param, provider, model in asked:
         try:
