@@ -21,9 +21,10 @@ from api.allowance import Allowances
 from api.deps import Services
 from api.keyring import KeyRing
 from api.middleware import RequestContext
-from api.routers import api_keys, files, jobs, service
+from api.routers import api_keys, files, jobs, service, webhooks
 from api.validation import request_error
 from api.watch import Slots, Watcher
+from shared.endpoints import Destinations, Endpoints
 from shared.errors import DistillError
 from shared.files import FileLimits, Files
 from shared.jobs import Bell, Jobs, Limits
@@ -32,7 +33,7 @@ from shared.queue import Doorbell, celery_app
 from shared.settings import Settings
 from shared.store import Store
 
-ROUTERS: Final = (jobs.router, files.router, api_keys.router, service.router)
+ROUTERS: Final = (jobs.router, files.router, webhooks.router, api_keys.router, service.router)
 
 
 class NoAdminKey(RuntimeError):
@@ -82,6 +83,7 @@ def create_app(settings: Settings, *, store: Store | None = None, doorbell: Bell
         store=used_store,
         jobs=job_cases,
         files=Files(used_store, _file_limits(settings)),
+        endpoints=Endpoints(used_store, _destinations(settings)),
         keyring=KeyRing(used_store.api_keys),
         allowances=Allowances(used_store.rates, settings.requests_per_minute),
         watcher=watcher,
@@ -121,6 +123,14 @@ def _file_limits(settings: Settings) -> FileLimits:
         prompt_max_chars=settings.prompt_max_chars,
         chunk_size=settings.chunk_size,
         retention_days=settings.file_retention_days,
+    )
+
+
+def _destinations(settings: Settings) -> Destinations:
+    return Destinations(
+        allow_http=settings.webhook_allow_http,
+        ports=settings.webhook_ports,
+        allow_networks=settings.webhook_allow_networks,
     )
 
 

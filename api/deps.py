@@ -20,6 +20,7 @@ from api.problems import BodyTooLarge, UnsupportedMediaType
 from api.schemas import Scope
 from api.validation import faults_of, query_fault
 from api.watch import Slots, Watcher
+from shared.endpoints import Endpoints
 from shared.errors import BadRequest, Forbidden, Unauthenticated
 from shared.files import Files
 from shared.ids import TenantId
@@ -45,6 +46,7 @@ class Services:
     store: Store
     jobs: Jobs
     files: Files
+    endpoints: Endpoints
     keyring: KeyRing
     allowances: Allowances
     watcher: Watcher

@@ -158,6 +158,18 @@ PROBLEMS: Final[Mapping[str, Problem]] = {
         "This is possible only with a job that succeeded, failed or was cancelled.",
         "Cancel the job first, or wait for its end.",
     ),
+    "too_many_webhook_endpoints": Problem(
+        409,
+        "There are too many webhook endpoints",
+        "A tenant may have 20 webhook endpoints.",
+        "Delete one, or let one take more events.",
+    ),
+    "webhook_endpoint_disabled": Problem(
+        409,
+        "The webhook endpoint is disabled",
+        "Nothing is sent to a disabled endpoint: neither a test nor a delivery again.",
+        'Enable it first: `PATCH` it with `{"enabled": true}`.',
+    ),
     "job_not_paused": Problem(
         409, "The job is not paused", "Only a paused job can be resumed.", "Look at the job's `status`."
     ),

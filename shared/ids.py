@@ -15,6 +15,7 @@ EventId = NewType("EventId", str)
 DeliveryId = NewType("DeliveryId", str)
 FileId = NewType("FileId", str)
 KeyId = NewType("KeyId", str)
+EndpointId = NewType("EndpointId", str)
 RequestId = NewType("RequestId", str)
 TenantId = NewType("TenantId", str)
 
@@ -57,6 +58,10 @@ def new_event_id() -> EventId:
 
 def new_delivery_id() -> DeliveryId:
     return DeliveryId(_new("dlv"))
+
+
+def new_endpoint_id() -> EndpointId:
+    return EndpointId(_new("whe"))
 
 
 def new_key_id() -> KeyId:

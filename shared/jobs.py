@@ -9,7 +9,7 @@ import asyncio
 import difflib
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network
 from typing import Final, Protocol
@@ -42,7 +42,7 @@ from shared.models import (
     Teacher,
     usd,
 )
-from shared.notices import deliveries_for
+from shared.notices import Notices
 from shared.ports import BATCH_WINDOW_SECONDS
 from shared.pricing import Estimate, Prices, prompt_size
 from shared.prompts import bytes_with, chars_of, defaults_of, joined, with_defaults
@@ -137,6 +137,7 @@ class Jobs:
         self._prices = prices
         self._limits = limits
         self._clock = clock
+        self._notices = Notices(store)
         self._rings: set[asyncio.Task[bool]] = set()
 
     # --- asking for one ----------------------------------------------------------------------------------------------
@@ -350,7 +351,7 @@ class Jobs:
     async def cancel(self, tenant: TenantId, job_id: str) -> Job:
         """Stop a job, at once or as soon as its worker lets go.  What is paid stays.  Idempotent."""
 
-        def decide(job: Job) -> Change | None:
+        async def decide(job: Job) -> Change | None:
             if job.status in {S.CANCELLED, S.CANCELLING}:
                 return None
             if job.status in TERMINAL:
@@ -363,7 +364,7 @@ class Jobs:
                 status=S.CANCELLED,
                 set={"finished_at_ms": now_ms, "expires_at_ms": now_ms + job.spec.retention_days * _DAY_MS},
                 events=[_event("The job was cancelled before it started.", S.CANCELLED, now_ms)],
-                deliveries=deliveries_for(job, "job.cancelled", job.version + 1, status=S.CANCELLED, now_ms=now_ms),
+                deliveries=await self._notices.of(job, "job.cancelled", status=S.CANCELLED, now_ms=now_ms),
                 due_in_seconds=-1.0,
             )
 
@@ -372,7 +373,7 @@ class Jobs:
     async def pause(self, tenant: TenantId, job_id: str) -> Job:
         """Start no further calls until resumed; those in flight are kept.  Idempotent."""
 
-        def decide(job: Job) -> Change | None:
+        async def decide(job: Job) -> Change | None:
             if job.status is S.PAUSED:
                 return None
             if job.status is not S.RUNNING:
@@ -382,7 +383,7 @@ class Jobs:
                 status=S.PAUSED,
                 set={"paused_reason": PausedReason.REQUESTED},
                 events=[_event("The job was paused by its owner.", S.PAUSED, now_ms)],
-                deliveries=deliveries_for(job, "job.paused", job.version + 1, status=S.PAUSED, now_ms=now_ms),
+                deliveries=await self._notices.of(job, "job.paused", status=S.PAUSED, now_ms=now_ms),
                 due_in_seconds=0.0,
             )
 
@@ -391,7 +392,7 @@ class Jobs:
     async def resume(self, tenant: TenantId, job_id: str, budget: Budget | None = None) -> Job:
         """Go on with a paused job, with another budget if one is given.  Idempotent without one."""
 
-        def decide(job: Job) -> Change | None:
+        async def decide(job: Job) -> Change | None:
             if job.status is S.RUNNING and budget is None:
                 return None
             if job.status is not S.PAUSED:
@@ -418,11 +419,11 @@ class Jobs:
             self._ring(checked, PURGE_JOB)
         return receipt
 
-    async def _change(self, tenant: TenantId, job_id: str, decide: Callable[[Job], Change | None]) -> Job:
+    async def _change(self, tenant: TenantId, job_id: str, decide: Callable[[Job], Awaitable[Change | None]]) -> Job:
         """Decide on the job as it stands, and again when it moved meanwhile.  None: it stands where it should."""
         for _ in range(_TRIES):
             job = await self.get(tenant, job_id)
-            change = decide(job)
+            change = await decide(job)
             if change is None:
                 return job
             written = await self._store.jobs.change(job, change)

@@ -9,7 +9,7 @@ from typing import Any, Final, Literal, TypeAlias
 
 import msgspec
 
-from shared.ids import FileId, JobId, TenantId
+from shared.ids import EndpointId, FileId, JobId, TenantId
 from shared.lifecycle import JobStatus, PausedReason, Stage
 
 JsonObject: TypeAlias = dict[str, Any]
@@ -419,8 +419,34 @@ class DeliveryAttempt(Record, frozen=True, kw_only=True):
     error: str | None = None
 
 
+class WebhookEndpoint(Record, frozen=True, kw_only=True):
+    """Where a tenant is told of what happens to any of its jobs.
+
+    secret: signs every delivery; previous_secret too, until previous_until_ms.  disabled_reason: "gone" when the
+    receiver has answered 410; None when it is enabled, or its owner disabled it."""
+
+    id: EndpointId
+    tenant: TenantId
+    url: str
+    events: list[str]
+    secret: str
+    created_at_ms: int
+    description: str | None = None
+    enabled: bool = True
+    disabled_reason: Literal["gone"] | None = None
+    previous_secret: str | None = None
+    previous_until_ms: int = 0
+
+    def __repr__(self) -> str:
+        """Without the secrets, which a log line or a traceback must never show."""
+        return f"WebhookEndpoint({self.id!r})"
+
+
 class Delivery(Record, frozen=True, kw_only=True):
-    """One webhook on its way.  body: the exact JSON text that is signed and sent, the same at every attempt."""
+    """One webhook on its way.  body: the exact JSON text that is signed and sent, the same at every attempt.
+
+    job_id: None when the event is not of a job.  endpoint_id: None for a job's own webhook.
+    counted_from: number of attempts made before it was last sent again on request; the schedule starts there."""
 
     id: str
     job_id: JobId | None
@@ -432,3 +458,5 @@ class Delivery(Record, frozen=True, kw_only=True):
     created_at_ms: int
     status: Literal["pending", "delivered", "failed"] = "pending"
     attempts: list[DeliveryAttempt] = []
+    endpoint_id: EndpointId | None = None
+    counted_from: int = 0

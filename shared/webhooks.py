@@ -19,8 +19,8 @@ import msgspec
 from standardwebhooks import Webhook
 
 from shared.errors import Fault, ValidationFailed
-from shared.ids import JobId
-from shared.models import DeliveryAttempt
+from shared.ids import EndpointId, JobId
+from shared.models import DeliveryAttempt, WebhookEndpoint
 
 Address: TypeAlias = IPv4Address | IPv6Address
 Network: TypeAlias = IPv4Network | IPv6Network
@@ -57,18 +57,31 @@ def event_body(
 
     created_at_ms: of the event, not of the attempt.  The same arguments give the same characters, whatever the order
     of the metadata, because it is this text that is signed."""
+    data = {
+        "id": job_id,
+        "object": "distillation.job",
+        "status": str(status),
+        "version": version,
+        "metadata": dict(sorted(metadata.items())),
+    }
+    return _written(event_id, event_type, created_at_ms, data)
+
+
+def endpoint_event_body(
+    event_id: str, event_type: str, created_at_ms: int, *, endpoint_id: EndpointId, enabled: bool
+) -> str:
+    """`event_body` for what is told of a webhook endpoint: that it was disabled, or that somebody tries it out."""
+    data = {"id": endpoint_id, "object": "webhook_endpoint", "enabled": enabled}
+    return _written(event_id, event_type, created_at_ms, data)
+
+
+def _written(event_id: str, event_type: str, created_at_ms: int, data: Mapping[str, object]) -> str:
     event = {
         "id": event_id,
         "object": "event",
         "type": event_type,
         "created_at": created_at_ms // 1000,
-        "data": {
-            "id": job_id,
-            "object": "distillation.job",
-            "status": str(status),
-            "version": version,
-            "metadata": dict(sorted(metadata.items())),
-        },
+        "data": data,
     }
     return msgspec.json.encode(event).decode()
 
@@ -77,6 +90,13 @@ def signing_secret(secret: bytes, tenant: str) -> str:
     """The `whsec_…` that a tenant verifies our webhooks with.  secret: the operator's; cannot be told from it."""
     key = hmac.new(secret, b"webhook:" + tenant.encode(), hashlib.sha256).digest()
     return "whsec_" + base64.b64encode(key).decode()
+
+
+def secrets_of(endpoint: WebhookEndpoint, now: datetime) -> list[str]:
+    """What signs a delivery to this endpoint now: for a day after a rotation the secret before it too."""
+    previous = endpoint.previous_secret
+    overlapping = previous is not None and now.timestamp() * 1000 < endpoint.previous_until_ms
+    return [endpoint.secret, previous] if previous is not None and overlapping else [endpoint.secret]
 
 
 def headers(event_id: str, body: str, secrets: Sequence[str], now: datetime) -> dict[str, str]:
@@ -105,7 +125,7 @@ SCHEDULE_SECONDS: Final = (0, 5, 300, 1_800, 7_200, 18_000, 36_000, 50_400, 72_0
 JITTER: Final = 0.1  # the largest share added to a wait, so that receivers are not hit in step
 RETRY_AFTER_CAP_SECONDS: Final = 86_400.0
 _RETRY_AFTER_STATUSES: Final = frozenset({429, 502, 503, 504})
-_GONE: Final = 410
+GONE: Final = 410
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,12 +152,13 @@ def after_attempt(
 ) -> Delivered | RetryAt | GaveUp:
     """What becomes of a delivery.
 
-    attempts: all so far, at least one; the last is the one just made.  jitter: in [0, 1), drawn by the caller.
-    retry_after_seconds: what the last answer asked for; can only lengthen the wait, and only on 429, 502, 503, 504."""
+    attempts: all so far, or since it was last sent again on request; at least one.  The last is the one just made.
+    jitter: in [0, 1), drawn by the caller.  retry_after_seconds: what the last answer asked for; can only lengthen the
+    wait, and only on 429, 502, 503, 504."""
     status = attempts[-1].status
     if status is not None and 200 <= status < 300:
         return Delivered()
-    if status == _GONE:
+    if status == GONE:
         return GaveUp(disabled=True)
     if len(attempts) >= len(SCHEDULE_SECONDS):
         return GaveUp(disabled=False)

@@ -20,7 +20,7 @@ from shared.errors import JobFailed, ProviderError, ProviderQuotaExhausted, Stor
 from shared.ids import JobId, new_event_id
 from shared.lifecycle import JobStatus, PausedReason, Stage
 from shared.models import Delivery, Event, Job, JobError, usd
-from shared.notices import deliveries_for
+from shared.notices import Notices
 from shared.plan import plans
 from shared.store.jobs import Change, Lease, Refused
 from shared.store.passes import PassId
@@ -64,6 +64,7 @@ class Engine:
         self._tools = tools
         self._jobs = tools.store.jobs
         self._settings = tools.settings
+        self._notices = Notices(tools.store)
 
     async def advance(self, job_id: JobId) -> None:
         """Move the job as far as it goes now: until it waits, ends, or is another's."""
@@ -225,7 +226,7 @@ class Engine:
                 return await self._go_on(job, lease, outcome)
             case Wait(seconds, fields, events, progress):
                 more = {} if "stage_attempts" in fields or not job.stage_attempts else {"stage_attempts": 0}
-                told, notices, tale = self._budget_notice(job)
+                told, notices, tale = await self._budget_notice(job)
                 change = Change(
                     set={**fields, **more, **told},
                     events=[*events, *tale],
@@ -250,7 +251,7 @@ class Engine:
             first = Stage.GENERATING
             fields = {"stage": first, "started_at_ms": _now_ms(), "stage_attempts": 0}
             event = self._status_event(job, JobStatus.RUNNING, first)
-            notices = self._notices(job, "job.running", JobStatus.RUNNING)
+            notices = await self._notices.of(job, "job.running", status=JobStatus.RUNNING)
             change = Change(set=fields, status=JobStatus.RUNNING, events=[event], deliveries=notices, progress=True)
             await self._write(job, lease, change)
             return True
@@ -262,11 +263,11 @@ class Engine:
             )
             return False
         event = self._status_event(job, JobStatus.RUNNING, following, f"The job is {following}.")
-        told, notices, tale = self._budget_notice(job)
+        told, notices, tale = await self._budget_notice(job)
         change = Change(
             set={**done.set, **told, "stage": following, "stage_attempts": 0},
             events=[*done.events, *tale, event],
-            deliveries=[*notices, *self._notices(job, "job.stage_changed", JobStatus.RUNNING)],
+            deliveries=[*notices, *await self._notices.of(job, "job.stage_changed", status=JobStatus.RUNNING)],
             progress=True,
         )
         await self._write(job, lease, change)
@@ -301,7 +302,7 @@ class Engine:
             add=add,
             status=status,
             events=[*events, event],
-            deliveries=self._notices(job, event_type, status),
+            deliveries=await self._notices.of(job, event_type, status=status),
             due_in_seconds=due,
             release=True,
             progress=True,
@@ -310,7 +311,7 @@ class Engine:
         await self._write(job, lease, change)
         _log.info("job_moved", status=status, stage=job.stage, code=error.code if error else None)
 
-    def _budget_notice(self, job: Job) -> tuple[dict[str, int], list[Delivery], list[Event]]:
+    async def _budget_notice(self, job: Job) -> tuple[dict[str, int], list[Delivery], list[Event]]:
         """(fields, deliveries, events) that tell the owner, once, that most of the budget is used."""
         limit, share = job.money.limit_nano, job.money.told_share
         if not limit or share >= _TOLD_AT_PERCENT or job.money.used_nano * 100 < limit * _TOLD_AT_PERCENT:
@@ -326,12 +327,9 @@ class Engine:
         )
         return (
             {"told_share": _TOLD_AT_PERCENT},
-            self._notices(job, "budget.threshold_reached", job.status),
+            await self._notices.of(job, "budget.threshold_reached"),
             [event],
         )
-
-    def _notices(self, job: Job, event_type: str, status: JobStatus) -> list[Delivery]:
-        return deliveries_for(job, event_type, job.version + 1, status=status)
 
     async def _write(self, job: Job, lease: Lease, change: Change) -> None:
         """Raises LeaseLost or StatusChanged; then nothing of the change is written."""

@@ -93,12 +93,19 @@ async def list_webhook_event_types(caller: Annotated[Caller, requires("jobs:read
 
 
 def _example(name: str) -> dict[str, Any]:
+    about_endpoint = {
+        "id": "whe_06cr9d2v7r3k5m8n0p2q4s6t8v0w2x4y6z",
+        "object": "webhook_endpoint",
+        "enabled": name == "webhook.test",
+    }
     return {
         "id": "evt_06cr9d2v7r3k5m8n0p2q4s6t8v0w2x4y6z",
         "object": "event",
         "type": name,
         "created_at": 1_795_345_200,
-        "data": {
+        "data": about_endpoint
+        if name.startswith("webhook")
+        else {
             "id": "job_06cr9d2v7r3k5m8n0p2q4s6t8v0w2x4y6z",
             "object": "distillation.job",
             "status": name.removeprefix("job.")

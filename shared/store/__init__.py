@@ -22,6 +22,7 @@ from shared.store.jobs import JobStore
 from shared.store.passes import PassStore
 from shared.store.purging import PurgeStore
 from shared.store.rates import RateStore
+from shared.store.webhooks import WebhookStore
 
 _ADMISSION_SHARE = 0.8  # of maxmemory: below it new jobs come in, above it only work already accepted goes on
 _MEMORY_CHECK_SECONDS = 1.0
@@ -39,6 +40,7 @@ class Store:
         self.content = ContentStore(client)
         self.files = FileStore(client, scripts)
         self.deliveries = DeliveryStore(client, scripts)
+        self.webhooks = WebhookStore(client, scripts)
         self.rates = RateStore(client, scripts)
         self.api_keys = ApiKeyStore(client)
         self.purging = PurgeStore(client, scripts)

@@ -11,7 +11,7 @@ import msgspec
 import redis.asyncio as redis
 
 from shared.errors import IdempotencyInProgress, JobDeleted, NotFound, TooMany
-from shared.ids import DeliveryId, JobId, TenantId, first_job_id
+from shared.ids import JobId, TenantId, first_job_id
 from shared.lifecycle import TERMINAL, JobStatus, PausedReason, Stage, sources
 from shared.models import (
     Advice,
@@ -32,6 +32,7 @@ from shared.models import (
 )
 from shared.store import keys
 from shared.store.connection import Scripts, ask
+from shared.store.deliveries import entry
 from shared.store.idempotency import KEPT_SECONDS, Once
 
 T = TypeVar("T")
@@ -392,10 +393,7 @@ class JobStore:
             "set": row_fields(values),
             "add": {name: str(amount) for name, amount in change.add.items() if amount},
             "events": [_encode(event).decode() for event in change.events],
-            "deliveries": [
-                {"key": keys.delivery(DeliveryId(d.id)), "id": d.id, "row": _encode(d).decode()}
-                for d in change.deliveries
-            ],
+            "deliveries": [entry(delivery) for delivery in change.deliveries],
             "due_in_ms": None if change.due_in_seconds is None else int(change.due_in_seconds * 1000),
             "release": change.release,
             "progress": change.progress,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 from typing import Final
 
-from shared.ids import DeliveryId, FileId, JobId, KeyId, TenantId
+from shared.ids import DeliveryId, EndpointId, FileId, JobId, KeyId, TenantId
 from shared.lifecycle import JobStatus
 
 
@@ -110,13 +110,26 @@ def tenant_metadata(tenant: TenantId, name: str, value: str) -> str:
 
 def delivery(delivery_id: DeliveryId) -> str:
     """HASH of one webhook delivery: `row` (JSON), `lease_until_ms` (of the attempt being made, or until the next one is
-    due), `settled` when there will be none.  Expires with its log, 30 days after the event."""
+    due), `attempting` while one is made, `settled` when there will be none.  Expires 30 days after the event, or after
+    it was last sent again on request."""
     return f"d:delivery:{delivery_id}"
 
 
 def job_deliveries(job_id: JobId) -> str:
     """ZSET of delivery ids, score 0: the delivery log of one job's webhooks."""
     return f"d:{{{job_id}}}:deliveries"
+
+
+def webhook_endpoints(tenant: TenantId) -> str:
+    """HASH, endpoint id → the endpoint as JSON, with the secrets that sign what it is sent.  All of a tenant's in one
+    place, because every event is held against all of them."""
+    return f"d:t:{tenant}:webhooks"
+
+
+def endpoint_deliveries(tenant: TenantId, endpoint_id: EndpointId) -> str:
+    """ZSET of delivery ids, score 0, the newest 1,000: the delivery log of one endpoint.  May hold some that are gone;
+    lives 30 days after the last one."""
+    return f"d:t:{tenant}:webhook:{endpoint_id}"
 
 
 def allowance(tenant: TenantId) -> str:

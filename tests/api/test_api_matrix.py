@@ -12,7 +12,16 @@ from api_kit import Api, answer_all, begin, some_settings
 from api import openapi
 from api.app import ROUTERS, create_app
 from api.deps import SCOPES
-from shared.ids import JobId, TenantId, completion_id, new_file_id, new_job_id, new_key_id
+from shared.ids import (
+    JobId,
+    TenantId,
+    completion_id,
+    new_delivery_id,
+    new_endpoint_id,
+    new_file_id,
+    new_job_id,
+    new_key_id,
+)
 
 pytestmark = pytest.mark.anyio
 PUBLIC = {"/healthz", "/readyz", "/problems/{code}"}
@@ -52,11 +61,24 @@ async def _file(api: Api) -> str:
     return (await api.http.post("/v1/files", content=b'"Hello"', headers=headers)).json()["id"]
 
 
+async def _endpoint(api: Api) -> str:
+    made = await api.app.state.services.endpoints.create(
+        ACME, "https://hooks.example.com/x", ["job.failed"], description=None, enabled=True
+    )
+    return str(made.id)
+
+
+async def _delivery(api: Api) -> str:
+    return str((await api.app.state.services.endpoints.test(ACME, await _endpoint(api))).id)
+
+
 #: Path parameter → how an object of tenant acme comes to be, and an id of the same kind that nothing has.
 OBJECTS: dict[str, tuple[Made, Callable[[Api], str]]] = {
     "job_id": (_job, lambda _: new_job_id()),
     "completion_id": (_completion, lambda api: completion_id(api.settings.secret, JobId("job_x"), 0, 2)),
     "file_id": (_file, lambda _: new_file_id()),
+    "endpoint_id": (_endpoint, lambda _: new_endpoint_id()),
+    "delivery_id": (_delivery, lambda _: new_delivery_id()),
     "key_id": (_key, lambda _: new_key_id()),
 }
 

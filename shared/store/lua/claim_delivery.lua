@@ -10,6 +10,6 @@ end
 local clock = redis.call("TIME")
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
 if tonumber(row[2] or "0") > now then return false end
-redis.call("HSET", KEYS[1], "lease_until_ms", now + tonumber(ARGV[2]))
+redis.call("HSET", KEYS[1], "lease_until_ms", now + tonumber(ARGV[2]), "attempting", 1)
 redis.call("ZADD", KEYS[2], now + tonumber(ARGV[2]), "dlv:" .. ARGV[1])
 return row[1]

@@ -9,7 +9,7 @@
 --   set         row fields to write ("status" among them moves the index entry)
 --   add         row fields to add to (whole numbers)
 --   events      list of event JSON texts, without sequence
---   deliveries  list of {key, id, row}
+--   deliveries  list of {key, id, row, log}; log: of the endpoint, absent for a job's own webhook
 --   due_in_ms   when somebody must look next; -1: never again; null: unchanged
 --   release     true: the lease ends here
 --   progress    true: the row moved on, so takeovers start from 0 again
@@ -53,6 +53,11 @@ for _, delivery in ipairs(change.deliveries) do
   redis.call("HSET", delivery.key, "row", delivery.row)
   redis.call("EXPIRE", delivery.key, 2592000)
   redis.call("ZADD", KEYS[4], 0, delivery.id)
+  if delivery.log then
+    redis.call("ZADD", delivery.log, 0, delivery.id)
+    redis.call("ZREMRANGEBYRANK", delivery.log, 0, -1001)
+    redis.call("EXPIRE", delivery.log, 2592000)
+  end
   redis.call("ZADD", KEYS[3], now, "dlv:" .. delivery.id)
 end
 if change.set.expires_at_ms and change.set.expires_at_ms ~= "" then

@@ -4,6 +4,7 @@
 -- Until the next attempt is due nobody can claim it, so bells that rang meanwhile do not use up the attempts.
 if redis.call("EXISTS", KEYS[1]) == 0 then return 0 end
 redis.call("HSET", KEYS[1], "row", ARGV[2])
+redis.call("HDEL", KEYS[1], "attempting")
 if tonumber(ARGV[3]) < 0 then
   redis.call("HSET", KEYS[1], "settled", 1)
   redis.call("ZREM", KEYS[2], "dlv:" .. ARGV[1])
