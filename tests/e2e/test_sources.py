@@ -94,3 +94,21 @@ def test_where_nothing_is_stored_the_job_says_so(tmp_path: Path) -> None:
         ended = system.finished(system.submit(source=source)["id"])
         assert (ended["status"], ended["error"]["code"]) == ("failed", "too_few_accepted")
         assert ended["error"]["param"] == "source.metadata"
+
+
+def test_what_no_job_has_stored_is_for_the_operator_alone(tmp_path: Path) -> None:
+    with System(tmp_path) as system:
+        teacher = OpenAI(base_url=system.sandbox.base_url, api_key="sk-sandbox", max_retries=0)
+        said = [{"role": "user", "content": a_ticket(7)}]
+        teacher.chat.completions.create(model=TEACHER, messages=said, store=True, metadata={"team": "support"})  # type: ignore[arg-type]
+        teacher.close()
+        scopes = ["jobs:write", "jobs:read", "data:read"]
+        made = system.client.post("/v1/api_keys", json={"tenant": "acme", "scopes": scopes}).raise_for_status().json()
+        system.client.headers["Authorization"] = f"Bearer {made['key']}"
+        system.start_worker()
+
+        source = {"type": "stored_completions", "provider": "sandbox", "metadata": {"team": "support"}}
+        ended = system.finished(system.submit(source=source)["id"])
+
+        assert (ended["status"], ended["error"]["code"]) == ("failed", "too_few_accepted")
+        assert ended["progress"]["prompts_total"] == 0

@@ -12,7 +12,7 @@ from typing import Final
 from msgspec.structs import replace
 
 from shared.errors import JobDeleted, JobFailed, NotFound, ProviderUnavailable
-from shared.ids import JobId, is_id, new_event_id
+from shared.ids import JobId, TenantId, is_id, new_event_id
 from shared.lifecycle import JobStatus
 from shared.models import Event, Import, Job, JobError, JsonObject, Prompt, PromptDefaults
 from shared.ports import ArchivedCompletion, CompletionArchive
@@ -20,6 +20,7 @@ from shared.prompts import read_prompt, with_defaults
 from worker.outcomes import Fail, Outcome, Wait
 from worker.stages import Save, Tools
 
+OPERATOR: Final = TenantId("local")  # the tenant of the admin key, whose account at the provider it is
 _SLICE_SECONDS: Final = 20.0  # of reading, before the engine looks at deadline and owner again
 _READS_MAX: Final = 8  # at the same time
 
@@ -124,9 +125,10 @@ class _Reader:
         return with_defaults(prompt, self._job.prompt_defaults or PromptDefaults())
 
     async def _is_ours(self, job_id: str | None) -> bool:
-        """All tenants share the operator's account: what a job has stored is for its own tenant alone."""
+        """All tenants share the operator's account: what a job has stored is for its own tenant alone, and what no job
+        of ours has stored is the operator's."""
         if job_id is None:
-            return True
+            return self._job.tenant == OPERATOR
         if job_id not in self._owned:
             self._owned[job_id] = is_id("job", job_id) and await self._own_job(JobId(job_id))
         return self._owned[job_id]
