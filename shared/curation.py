@@ -19,6 +19,7 @@ import msgspec
 from shared.dataset import content_of, text_of
 from shared.errors import Fault, JobFailed, ProviderUnavailable, ValidationFailed
 from shared.models import Curation, Decision, JsonObject, Prompt, Split
+from shared.schema_bounds import is_tame
 
 SplitName: TypeAlias = Literal["train", "validation", "holdout"]
 
@@ -146,7 +147,9 @@ def check_response_schema(schema: JsonObject, pointer: str = "/curation/response
 
     The draft is the one that `$schema` names, else 2020-12.  References may point inside the schema only."""
     if _compiled(schema) is None:
-        detail = "must be a valid JSON Schema that refers to nothing outside itself"
+        detail = (
+            "must be a valid JSON Schema of bounded size that refers to nothing outside itself, and back at most once"
+        )
         raise ValidationFailed(
             f"{pointer} {detail}.", param=pointer, faults=[Fault(pointer, "invalid_json_schema", detail)]
         )
@@ -154,6 +157,8 @@ def check_response_schema(schema: JsonObject, pointer: str = "/curation/response
 
 def _compiled(schema: Any) -> jsonschema_rs.Validator | None:
     """`offline` matters: by default a reference would be fetched, from the network and from the worker's disk."""
+    if not is_tame(schema):
+        return None
     try:
         return jsonschema_rs.validator_for(schema, offline=True)
     except (ValueError, jsonschema_rs.ReferencingError):

@@ -94,7 +94,7 @@ class Settings(BaseSettings):
     api_port: int = Field(8600, ge=0, le=65535, description="port the API listens on")
     public_url: str | None = Field(None, description="how clients reach the API; null: host and port")
     requests_per_minute: int = Field(60_000, ge=0, description="requests of one tenant; 0: any number")
-    active_jobs_max: int = Field(10_000, ge=0, description="jobs of one tenant queued or running; 0: any number")
+    active_jobs_max: int = Field(200, ge=0, description="jobs of one tenant queued or running; 0: any number")
     waits_max: int = Field(500, ge=0, description="answers held by Prefer: wait at once, per API process")
     streams_max: int = Field(2_000, ge=0, description="event streams open at once, per API process")
     streams_per_tenant_max: int = Field(1_000, ge=0, description="event streams of one tenant, per API process")

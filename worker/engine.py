@@ -21,7 +21,7 @@ from shared.ids import JobId, new_event_id
 from shared.lifecycle import JobStatus, PausedReason, Stage
 from shared.models import Delivery, Event, Job, JobError, usd
 from shared.notices import Notices
-from shared.plan import plans
+from shared.plan import evaluation_plans, plans, teacher_plan
 from shared.store.jobs import Change, Lease, Refused
 from shared.store.passes import PassId
 from worker.completions import job_error
@@ -68,6 +68,28 @@ class Engine:
 
     async def advance(self, job_id: JobId) -> None:
         """Move the job as far as it goes now: until it waits, ends, or is another's."""
+        await self._advance(job_id)
+        if await self._bell_was_missed(job_id):
+            await self._advance(job_id)
+
+    async def _bell_was_missed(self, job_id: JobId) -> bool:
+        """Whether a pass ended while this worker decided to wait for it: its bell found the lease held."""
+        try:
+            job = await self._jobs.load(job_id)
+            if job is None or job.status is not JobStatus.RUNNING or job.stage_attempts:
+                return False
+            if job.stage is Stage.GENERATING:
+                waited_for = [teacher_plan(job)]
+            elif job.stage is Stage.EVALUATING:
+                waited_for = evaluation_plans(job)
+            else:
+                return False
+            states = [await self._tools.store.passes.state(PassId(job_id, plan.name)) for plan in waited_for]
+        except StoreError:
+            return False
+        return any(state and state.halt for state in states) or all(state and state.complete for state in states)
+
+    async def _advance(self, job_id: JobId) -> None:
         lease = await self._jobs.claim(job_id, lease_seconds=self._settings.lease_seconds)
         if lease is None:
             return

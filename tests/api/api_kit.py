@@ -98,6 +98,7 @@ def some_settings(**changes: Any) -> Settings:
         "secret_key": "s" * 32,
         "admin_key": ADMIN_KEY,
         "providers": {"openai": openai, "closed": free},
+        "active_jobs_max": 0,
     }
     return Settings(_env_file=None, **(values | changes))
 
