@@ -100,7 +100,7 @@ def create_app(settings: Settings, *, store: Store | None = None, doorbell: Bell
     def contract() -> dict[str, Any]:
         return openapi.document(app, ROUTERS)
 
-    app.openapi = contract  # type: ignore[method-assign]
+    app.openapi = contract  # type: ignore[method-assign]  # FastAPI's own way to serve another document
     return app
 
 

@@ -46,7 +46,7 @@ class RequestContext:
         with structlog.contextvars.bound_contextvars(request_id=request_id):
             try:
                 await self._app(scope, receive, answer)
-            except Exception:
+            except Exception:  # the edge of the API: logged, and answered without its text
                 _log.exception("request_failed", method=scope["method"], route=_route(scope))
                 if status:
                     raise  # The answer has begun: only a broken connection can still say that it is not whole.

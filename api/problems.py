@@ -581,4 +581,4 @@ def as_markdown() -> str:
 
 
 if __name__ == "__main__":
-    print(as_markdown(), end="")  # noqa: T201
+    print(as_markdown(), end="")  # noqa: T201  # printing the page is all this command does

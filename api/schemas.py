@@ -97,6 +97,7 @@ class TeacherIn(Request):
 
 
 class HyperparametersIn(Request):
+    # The types are made by a function, which the type checker cannot follow.
     n_epochs: _auto_or(int, 1, 50) = "auto"  # type: ignore[valid-type]
     batch_size: _auto_or(int, 1, 256) = "auto"  # type: ignore[valid-type]
     learning_rate_multiplier: _auto_or(float, 1e-6, 1_000) = "auto"  # type: ignore[valid-type]

@@ -93,7 +93,7 @@ class Api:
             except ApiError as error:
                 if error.status is not None and error.status != httpx2.codes.SERVICE_UNAVAILABLE:
                     raise
-                time.sleep(0.3 * attempt)
+                time.sleep(0.3 * attempt)  # a command waits for its one answer; nothing else runs here
         return self._json("GET", path, params=params)
 
     def post(self, path: str, body: Any = None, *, idempotency_key: str | None = None, **params: str | int) -> Json:

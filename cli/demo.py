@@ -111,7 +111,7 @@ def run(console: Console, *, file: Path, system_prompt: Path, keep: bool, timeou
             console.print(f"\nRunning until Ctrl-C, and its data stay in {data_dir}.", highlight=False, soft_wrap=True)
             threading.Event().wait()
         console.print("\n`distill demo --keep` leaves this stack running; `distill up` runs one of your own.")
-    except Exception as error:
+    except Exception as error:  # whatever it was, the logs are kept and named
         remove = False  # the logs explain it
         raise DemoFailed(f"{error}\nThe logs are kept in {data_dir / 'logs'}.") from error
     finally:
