@@ -27,9 +27,11 @@ from api.watch import Slots, Watcher
 from shared.endpoints import Destinations, Endpoints
 from shared.errors import DistillError
 from shared.files import FileLimits, Files
-from shared.jobs import Bell, Jobs, Limits
+from shared.jobs import Bell, Jobs
+from shared.planning import Planner
 from shared.pricing import Prices
 from shared.queue import Doorbell, celery_app
+from shared.rules import Limits
 from shared.settings import Settings
 from shared.store import Store
 
@@ -47,14 +49,8 @@ def create_app(settings: Settings, *, store: Store | None = None, doorbell: Bell
     used_store = store or Store.at(settings.redis_url, patient=False)
     bell = doorbell or Doorbell(celery_app(settings.broker_url))
     prices = Prices(settings.prices_file)
-    job_cases = Jobs(
-        used_store,
-        bell,
-        providers=settings.providers,
-        prices=prices,
-        limits=_limits(settings),
-    )
-
+    planner = Planner(used_store, providers=settings.providers, prices=prices, limits=_limits(settings))
+    job_cases = Jobs(used_store, bell, planner)
     watcher = Watcher(used_store.jobs)
 
     @asynccontextmanager
@@ -81,6 +77,7 @@ def create_app(settings: Settings, *, store: Store | None = None, doorbell: Bell
     app.state.services = Services(
         settings=settings,
         store=used_store,
+        planner=planner,
         jobs=job_cases,
         files=Files(used_store, _file_limits(settings)),
         endpoints=Endpoints(used_store, _destinations(settings)),

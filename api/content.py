@@ -12,7 +12,7 @@ from typing import Any, Final, Literal
 
 import msgspec
 
-from api.schemas import CompletionOut, JobError, UsageOut
+from api.schemas.jobs import CompletionOut, JobError, UsageOut
 from shared.curation import Curator, assistant_message
 from shared.dataset import example_line, raw_line
 from shared.errors import BadRequest, JobNotFinished, NotFound, ProviderError

@@ -17,14 +17,16 @@ from pydantic import BaseModel, ValidationError
 from api.allowance import Allowances
 from api.keyring import KeyRing
 from api.problems import BodyTooLarge, UnsupportedMediaType
-from api.schemas import Scope
+from api.schemas.api_keys import Scope
 from api.validation import faults_of, query_fault
 from api.watch import Slots, Watcher
 from shared.endpoints import Endpoints
 from shared.errors import BadRequest, Forbidden, Unauthenticated
 from shared.files import Files
 from shared.ids import TenantId
-from shared.jobs import Jobs, invalid
+from shared.jobs import Jobs
+from shared.planning import Planner
+from shared.rules import invalid
 from shared.settings import Settings
 from shared.store import Store
 
@@ -44,6 +46,7 @@ class Services:
 
     settings: Settings
     store: Store
+    planner: Planner
     jobs: Jobs
     files: Files
     endpoints: Endpoints

@@ -13,8 +13,8 @@ from starlette.requests import ClientDisconnect, Request
 
 from api.problems import BodyTooLarge, UnsupportedMediaType
 from shared.errors import BadRequest, Fault, ValidationFailed
-from shared.jobs import invalid
 from shared.prompts import token, unknown_field
+from shared.rules import invalid
 
 LINES: Final = ("application/jsonl", "application/x-ndjson")
 FORM: Final = "multipart/form-data"

@@ -9,8 +9,8 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ValidationError
 
 from shared.errors import Fault, ValidationFailed
-from shared.jobs import invalid
 from shared.prompts import token, unknown_field
+from shared.rules import invalid
 
 _FAULTS_MAX: Final = 20
 _NAME_MAX_CHARS: Final = 64

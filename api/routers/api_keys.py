@@ -8,7 +8,8 @@ from fastapi import APIRouter, Depends, Query, Response
 
 from api.deps import Caller, Wired, authenticate, body_docs, json_body, known_query_only, requires
 from api.problems import documented
-from api.schemas import ApiKeyCreate, ApiKeyOut, Deleted, NewApiKeyOut, Page, Tenant, page_of
+from api.schemas.api_keys import ApiKeyCreate, ApiKeyOut, NewApiKeyOut, Tenant
+from api.schemas.common import Deleted, Page, page_of
 from shared.errors import BadRequest, Forbidden, NotFound
 from shared.ids import KeyId, TenantId, is_id
 

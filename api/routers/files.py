@@ -8,7 +8,8 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 
 from api.deps import Caller, Wired, authenticate, known_query_only, requires
 from api.problems import documented
-from api.schemas import Deleted, FileOut, Page, page_of
+from api.schemas.common import Deleted, Page, page_of
+from api.schemas.files import FileOut
 from api.uploads import FORM, LINES, upload_of
 
 router = APIRouter(

@@ -23,14 +23,16 @@ from api.deps import (
 )
 from api.idempotency import IdempotencyKey, repeatable
 from api.problems import RETRY_AFTER_SECONDS, documented
-from api.schemas import CompletionOut, DeletedJobOut, EstimateOut, EventOut, JobCreate, JobOut, Page, Resume, page_of
+from api.schemas.common import Page, page_of
+from api.schemas.job_requests import JobCreate, Resume
+from api.schemas.jobs import CompletionOut, DeletedJobOut, EstimateOut, EventOut, JobOut
 from api.streaming import Stream, open_event_stream, wants_events
 from api.waiting import WaitSeconds, hold
 from shared.errors import BadRequest, JobNotFinished, NotFound
 from shared.ids import event_id, locate_event
-from shared.jobs import Plan
 from shared.lifecycle import TERMINAL, JobStatus
 from shared.models import Job
+from shared.planning import Plan
 from shared.store.idempotency import Kept
 
 router = APIRouter(
@@ -122,13 +124,13 @@ async def create_job(
 async def _plan(caller: Caller, services: Services, body: JobCreate) -> Plan:
     spec = body.to_spec()
     if spec.source == "file":
-        return await services.jobs.plan_from_file(caller.tenant, spec)
+        return await services.planner.from_file(caller.tenant, spec)
     if spec.source == "job":
-        return await services.jobs.plan_from_job(caller.tenant, spec)
+        return await services.planner.from_job(caller.tenant, spec)
     if spec.source == "stored_completions":
-        return services.jobs.plan_from_stored(spec)
+        return services.planner.from_stored(spec)
     prompts = await asyncio.to_thread(body.to_prompts, most=services.settings.inline_prompts_max)
-    return await asyncio.to_thread(services.jobs.plan, spec, prompts)
+    return await asyncio.to_thread(services.planner.plan, spec, prompts)
 
 
 @router.get("", responses=documented(400), openapi_extra=METADATA_DOCS)

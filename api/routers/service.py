@@ -9,7 +9,8 @@ from fastapi.responses import HTMLResponse
 
 from api.deps import Caller, Wired, authenticate, known_query_only, requires
 from api.problems import documented, page, problem
-from api.schemas import Page, WebhookEventType, page_of
+from api.schemas.common import Page, page_of
+from api.schemas.webhooks import WebhookEventType
 from shared.errors import NotFound, StoreError
 from shared.webhooks import EVENT_TYPES
 

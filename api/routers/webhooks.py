@@ -8,15 +8,13 @@ from fastapi import APIRouter, Depends, Query, Response
 
 from api.deps import Caller, Wired, authenticate, body_docs, json_body, known_query_only, requires
 from api.problems import documented
-from api.schemas import (
-    Deleted,
+from api.schemas.common import Deleted, Page, page_of
+from api.schemas.webhooks import (
     NewWebhookEndpointOut,
-    Page,
     WebhookDeliveryOut,
     WebhookEndpointChange,
     WebhookEndpointCreate,
     WebhookEndpointOut,
-    page_of,
 )
 
 router = APIRouter(

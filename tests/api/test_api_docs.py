@@ -14,7 +14,7 @@ import pytest
 from api_kit import ADMIN_KEY
 from test_api_on_a_real_store import process  # noqa: F401  # a fixture
 
-from api.schemas import Scope
+from api.schemas.api_keys import Scope
 
 PAGE = (Path(__file__).parents[2] / "docs" / "api.md").read_text(encoding="utf-8")
 SNIPPETS = dict(re.findall(r"^```\w+ (\w+)\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL))

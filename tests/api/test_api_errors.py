@@ -15,7 +15,7 @@ import api as api_package
 from api import problems
 from api.app import NoAdminKey, create_app
 from shared.errors import DistillError, ProviderError
-from shared.jobs import NAMED_FAULTS
+from shared.rules import NAMED_FAULTS
 from shared.store import Store
 
 pytestmark = pytest.mark.anyio

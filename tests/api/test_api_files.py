@@ -21,7 +21,7 @@ import pytest
 from api_kit import ADMIN_KEY, AUTHORIZED, NOT_STORED, Api, a_request, begin, loaded, problem_of, some_settings
 from openai import DefaultHttpx2Client, OpenAI
 
-from api.schemas import PromptIn
+from api.schemas.job_requests import PromptIn
 from cli import embedded
 from shared.ids import FileId, JobId
 from shared.lifecycle import JobStatus

@@ -10,11 +10,12 @@ import pytest
 from shared.capabilities import EFFORTS, FAMILIES, PARAMS, family_of, params_faults
 from shared.errors import ValidationFailed
 from shared.ids import TenantId, new_job_id
-from shared.jobs import NAMED_FAULTS, Jobs, Limits, parse_usd
 from shared.lifecycle import JobStatus
 from shared.models import NANO, Job, JobSpec, Prompt, Student, Teacher, WebhookTarget, usd
 from shared.notices import deliveries_for
+from shared.planning import Planner
 from shared.pricing import Prices
+from shared.rules import NAMED_FAULTS, Limits, parse_usd
 from shared.settings import ProviderSettings
 
 
@@ -32,7 +33,7 @@ def some_prompts(count: int) -> list[Prompt]:
 
 
 @pytest.fixture
-def jobs() -> Jobs:
+def planner() -> Planner:
     limits = Limits(
         prompts_max=1_000,
         prompt_max_chars=10_000,
@@ -43,26 +44,26 @@ def jobs() -> Jobs:
         webhook_allow_networks=(),
     )
     openai = ProviderSettings(base_url="https://x/v1", prices="openai")
-    # Planning touches neither store nor doorbell.
-    return Jobs(None, None, providers={"openai": openai}, prices=Prices(), limits=limits)  # type: ignore[arg-type]
+    # Planning a request with its own prompts does not touch the store.
+    return Planner(None, providers={"openai": openai}, prices=Prices(), limits=limits)  # type: ignore[arg-type]
 
 
-def test_a_plan_is_the_same_for_the_same_request(jobs: Jobs) -> None:
-    assert jobs.plan(a_spec(), some_prompts(50)) == jobs.plan(a_spec(), some_prompts(50))
+def test_a_plan_is_the_same_for_the_same_request(planner: Planner) -> None:
+    assert planner.plan(a_spec(), some_prompts(50)) == planner.plan(a_spec(), some_prompts(50))
 
 
-def test_a_plan_tells_every_broken_rule_and_is_named_after_the_first(jobs: Jobs) -> None:
+def test_a_plan_tells_every_broken_rule_and_is_named_after_the_first(planner: Planner) -> None:
     spec = a_spec(students=[Student(provider="opnai", model="x")], webhook=WebhookTarget(url="http://x", events=[]))
     with pytest.raises(ValidationFailed) as refused:
-        jobs.plan(spec, some_prompts(1))
+        planner.plan(spec, some_prompts(1))
     assert [fault.code for fault in refused.value.faults] == ["unknown_provider", "url_not_allowed", "too_few_prompts"]
     assert refused.value.code == "validation_failed"
     assert "did you mean openai?" in refused.value.faults[0].detail
 
 
-def test_answers_already_had_are_not_priced(jobs: Jobs) -> None:
+def test_answers_already_had_are_not_priced(planner: Planner) -> None:
     answered = [Prompt(messages=p.messages, completion={"role": "assistant", "content": "x"}) for p in some_prompts(50)]
-    asked, had = jobs.plan(a_spec(), some_prompts(50)).estimate, jobs.plan(a_spec(), answered).estimate
+    asked, had = planner.plan(a_spec(), some_prompts(50)).estimate, planner.plan(a_spec(), answered).estimate
     assert asked is not None
     assert had is not None
     assert had.high_nano < asked.high_nano

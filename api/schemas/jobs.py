@@ -1,0 +1,496 @@
+"""A job, and what belongs to it, as it goes out."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Self
+
+from api.schemas.common import Response, seconds
+from shared import models as domain
+from shared.ids import EventId, JobId
+from shared.models import usd
+from shared.planning import Plan
+from shared.store.purging import Receipt
+
+
+class Progress(Response):
+    prompts_total: int
+    completions_settled: int
+    accepted: int
+    rejected: int
+    failed: int
+    reused: int
+    possibly_billed: int
+
+
+class UsdRange(Response):
+    low: str
+    high: str
+
+
+class StageCosts(Response):
+    """What of `spent_usd` each stage took; curating costs nothing."""
+
+    generating_usd: str
+    training_usd: str
+    evaluating_usd: str
+
+
+class Tokens(Response):
+    """Tokens of all calls whose answer arrived, as the provider counted them."""
+
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+    reasoning_tokens: int
+
+
+class Cost(Response):
+    estimated_usd: UsdRange | None
+    spent_usd: str
+    reserved_usd: str
+    unconfirmed_usd: str
+    limit_usd: str | None
+    by_stage: StageCosts
+    unpriced_calls: int
+
+
+class Advice(Response):
+    code: str
+    message: str
+
+
+class ProviderAnswer(Response):
+    status: int | None
+    code: str | None
+    request_id: str | None
+
+
+class JobError(Response):
+    code: str
+    message: str
+    param: str | None
+    stage: str | None
+    retryable: bool
+    provider: ProviderAnswer | None
+
+    @classmethod
+    def of(cls, error: domain.JobError | None) -> Self | None:
+        if error is None:
+            return None
+        answer = error.provider
+        return cls(
+            code=error.code,
+            message=error.message,
+            param=error.param,
+            stage=error.stage,
+            retryable=error.retryable,
+            provider=None
+            if answer is None
+            else ProviderAnswer(status=answer.status, code=answer.code, request_id=answer.request_id),
+        )
+
+
+class TeacherOut(Response):
+    provider: str
+    model: str
+    params: dict[str, Any]
+    mode: str
+
+
+class Steps(Response):
+    step: int | None
+    total_steps: int | None
+
+
+class StudentOut(Response):
+    provider: str
+    model: str
+    method: str
+    hyperparameters: dict[str, Any]
+    suffix: str | None
+    seed: int | None
+    fine_tuning_job_id: str | None
+    status: str | None
+    fine_tuned_model: str | None
+    shutdown_date: str | None
+    trained_tokens: int | None
+    estimated_finish_at: int | None
+    progress: Steps
+    error: JobError | None
+
+
+class CurationOut(Response):
+    min_accepted: int
+    dedupe: bool
+    response_schema: dict[str, Any] | None
+    max_output_chars: int | None
+
+
+class SplitOut(Response):
+    validation: float
+    holdout: float
+    seed: int
+
+
+class EvaluationOut(Response):
+    graders: list[dict[str, Any]]
+    min_score: float | None
+
+
+class BudgetOut(Response):
+    max_cost_usd: str | None
+    on_limit: str
+
+
+class WebhookOut(Response):
+    url: str
+    events: list[str]
+
+
+class SourceOut(Response):
+    """file_id, job_id: of a job from a file or an earlier job; that itself may be deleted meanwhile.
+    provider, model, metadata: of a job from stored completions.  prompts_total: of those, as many as are read."""
+
+    type: str
+    file_id: str | None
+    job_id: str | None
+    provider: str | None
+    model: str | None
+    metadata: dict[str, str] | None
+    prompts_total: int
+
+
+class SpecOut(Response):
+    """A request with its defaults filled in; of the prompts only their number."""
+
+    name: str | None
+    teacher: TeacherOut
+    system_prompt: str | None
+    source: SourceOut
+    store: bool
+    metadata: dict[str, str]
+    curation: CurationOut
+    split: SplitOut
+    evaluation: EvaluationOut
+    budget: BudgetOut
+    deadline_seconds: int
+    retention_days: int
+    webhook: WebhookOut | None
+
+
+def _spec_fields(spec: domain.JobSpec, prompts_total: int) -> dict[str, Any]:
+    hook = spec.webhook
+    limit = spec.budget.max_cost_nano
+    return {
+        "name": spec.name,
+        "teacher": TeacherOut(
+            provider=spec.teacher.provider,
+            model=spec.teacher.model,
+            params=spec.teacher.params,
+            mode=spec.teacher.mode,
+        ),
+        "system_prompt": spec.system_prompt,
+        "source": SourceOut(
+            type=spec.source,
+            file_id=spec.file_id if spec.source == "file" else None,
+            job_id=spec.source_job_id,
+            provider=spec.stored.provider if spec.stored else None,
+            model=(spec.stored.model or spec.teacher.model) if spec.stored else None,
+            metadata=spec.stored.metadata if spec.stored else None,
+            prompts_total=prompts_total,
+        ),
+        "store": spec.store,
+        "metadata": spec.metadata,
+        "curation": CurationOut(
+            min_accepted=spec.curation.min_accepted,
+            dedupe=spec.curation.dedupe,
+            response_schema=spec.curation.response_schema,
+            max_output_chars=spec.curation.max_output_chars,
+        ),
+        "split": SplitOut(validation=spec.split.validation, holdout=spec.split.holdout, seed=spec.split.seed),
+        "evaluation": EvaluationOut(graders=spec.evaluation.graders, min_score=spec.evaluation.min_score),
+        "budget": BudgetOut(max_cost_usd=None if limit is None else usd(limit), on_limit=spec.budget.on_limit),
+        "deadline_seconds": spec.deadline_seconds,
+        "retention_days": spec.retention_days,
+        "webhook": None if hook is None else WebhookOut(url=hook.url, events=hook.events),
+    }
+
+
+class DatasetOut(Response):
+    """What curating kept; sha256 of the training split's JSONL."""
+
+    sha256: str
+    holdout_sha256: str
+    train: int
+    validation: int
+    holdout: int
+    rejected: dict[str, int]
+
+
+class ResultsLink(Response):
+    object: Literal["distillation.result"]
+    url: str
+
+
+class JobOut(SpecOut):
+    id: str
+    object: Literal["distillation.job"]
+    version: int
+    status: str
+    stage: str | None
+    paused_reason: str | None
+    created_at: int
+    started_at: int | None
+    finished_at: int | None
+    deadline_at: int | None
+    expires_at: int | None
+    students: list[StudentOut]
+    progress: Progress
+    cost: Cost
+    usage: Tokens
+    dataset: DatasetOut | None
+    warnings: list[Advice]
+    results: ResultsLink | None
+    error: JobError | None
+    retry_of: str | None
+
+    @classmethod
+    def of(cls, job: domain.Job) -> Self:
+        counters = job.counters
+        return cls(
+            **_spec_fields(job.spec, counters.prompts_total),
+            id=job.id,
+            object="distillation.job",
+            version=job.version,
+            status=job.status,
+            stage=job.stage,
+            paused_reason=job.paused_reason,
+            created_at=job.created_at_ms // 1000,
+            started_at=seconds(job.started_at_ms),
+            finished_at=seconds(job.finished_at_ms),
+            deadline_at=seconds(job.deadline_at_ms),
+            expires_at=seconds(job.expires_at_ms),
+            students=[
+                _student(student, tune) for student, tune in zip(job.spec.students, job.fine_tunes or (), strict=False)
+            ],
+            progress=Progress(
+                prompts_total=counters.prompts_total,
+                completions_settled=counters.settled,
+                accepted=counters.accepted,
+                rejected=counters.rejected,
+                failed=counters.failed,
+                reused=counters.reused,
+                possibly_billed=counters.possibly_billed,
+            ),
+            cost=_cost(job),
+            usage=Tokens(
+                prompt_tokens=job.usage.prompt_tokens,
+                cached_tokens=job.usage.cached_tokens,
+                completion_tokens=job.usage.completion_tokens,
+                reasoning_tokens=job.usage.reasoning_tokens,
+            ),
+            dataset=None
+            if job.manifest is None
+            else DatasetOut(
+                sha256=job.manifest.sha256,
+                holdout_sha256=job.manifest.holdout_sha256,
+                train=job.manifest.train,
+                validation=job.manifest.validation,
+                holdout=job.manifest.holdout,
+                rejected=job.manifest.rejected,
+            ),
+            warnings=[Advice(code=advice.code, message=advice.message) for advice in job.warnings],
+            results=ResultsLink(object="distillation.result", url=f"/v1/jobs/{job.id}/results")
+            if job.has_results
+            else None,
+            error=JobError.of(job.error),
+            retry_of=job.retry_of,
+        )
+
+
+def _cost(job: domain.Job) -> Cost:
+    money = job.money
+    low, high = money.estimated_low_nano, money.estimated_high_nano
+    training = sum(tune.cost_nano or 0 for tune in job.fine_tunes)
+    return Cost(
+        estimated_usd=None if low is None or high is None else UsdRange(low=usd(low), high=usd(high)),
+        spent_usd=usd(money.spent_nano),
+        reserved_usd=usd(money.reserved_nano),
+        unconfirmed_usd=usd(money.unconfirmed_nano),
+        limit_usd=None if money.limit_nano is None else usd(money.limit_nano),
+        by_stage=StageCosts(
+            generating_usd=usd(money.generating_nano),
+            training_usd=usd(training),
+            evaluating_usd=usd(money.spent_nano - money.generating_nano - training),
+        ),
+        unpriced_calls=job.counters.unpriced_calls,
+    )
+
+
+def _student(student: domain.Student, tune: domain.FineTune) -> StudentOut:
+    return StudentOut(
+        provider=student.provider,
+        model=student.model,
+        method=student.method,
+        hyperparameters=student.hyperparameters,
+        suffix=student.suffix,
+        seed=student.seed,
+        fine_tuning_job_id=tune.fine_tuning_job_id,
+        status=tune.status,
+        fine_tuned_model=tune.fine_tuned_model,
+        shutdown_date=tune.shutdown_date,
+        trained_tokens=tune.trained_tokens,
+        estimated_finish_at=tune.estimated_finish_at,
+        progress=Steps(step=tune.step_number, total_steps=tune.total_steps),
+        error=JobError.of(tune.error),
+    )
+
+
+class RequestedOut(SpecOut):
+    students: list[dict[str, Any]]
+
+
+class EstimateOut(Response):
+    """The answer to `validate_only`: what would be done, and what it may cost."""
+
+    object: Literal["distillation.estimate"]
+    request: RequestedOut
+    cost: UsdRange | None
+    warnings: list[Advice]
+
+    @classmethod
+    def of(cls, plan: Plan) -> Self:
+        estimate = plan.estimate
+        students = [
+            {
+                "provider": student.provider,
+                "model": student.model,
+                "method": student.method,
+                "hyperparameters": student.hyperparameters,
+                "suffix": student.suffix,
+                "seed": student.seed,
+            }
+            for student in plan.spec.students
+        ]
+        return cls(
+            object="distillation.estimate",
+            request=RequestedOut(**_spec_fields(plan.spec, plan.prompts_total), students=students),
+            cost=None if estimate is None else UsdRange(low=usd(estimate.low_nano), high=usd(estimate.high_nano)),
+            warnings=[Advice(code=advice.code, message=advice.message) for advice in plan.warnings],
+        )
+
+
+class EventOut(Response):
+    id: str
+    object: Literal["distillation.job.event"]
+    job_id: str
+    sequence: int
+    level: str
+    type: str
+    stage: str | None
+    message: str
+    data: dict[str, Any]
+    created_at: int
+
+    @classmethod
+    def of(cls, event: domain.Event, event_id: EventId, job_id: JobId) -> Self:
+        return cls(
+            id=event_id,
+            object="distillation.job.event",
+            job_id=job_id,
+            sequence=event.sequence,
+            level=event.level,
+            type=event.type,
+            stage=event.stage,
+            message=event.message,
+            data=event.data,
+            created_at=event.created_at_ms // 1000,
+        )
+
+
+class UsageOut(Response):
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    cached_tokens: int
+    reasoning_tokens: int
+
+
+class CompletionOut(Response):
+    """output: the model's message as it came; null when there was none."""
+
+    id: str
+    object: Literal["distillation.completion"]
+    job_id: str
+    role: str
+    model: str
+    prompt_key: str | None
+    prompt_index: int
+    status: str
+    reason: str | None
+    split: str | None
+    messages: list[dict[str, Any]]
+    output: dict[str, Any] | None
+    finish_reason: str | None
+    usage: UsageOut | None
+    cost_usd: str | None
+    latency_seconds: float | None
+    reused: bool
+    provider_completion_id: str | None
+    provider_request_id: str | None
+    error: JobError | None
+    metadata: dict[str, str]
+    created_at: int
+
+
+class LeftAtProvider(Response):
+    files: list[str]
+    fine_tuning_jobs: list[str]
+    fine_tuned_models: list[str]
+
+
+class PurgedOut(Response):
+    """What was removed.  left_at_provider: our clean-up does not reach it; delete it there with its id."""
+
+    prompts: int
+    completions: int
+    events: int
+    webhook_deliveries: int
+    left_at_provider: LeftAtProvider
+
+
+class DeletedJobOut(Response):
+    """The receipt: `purging`, then `purged`."""
+
+    id: str
+    object: Literal["distillation.job.deleted"]
+    deleted: Literal[True]
+    status: Literal["purging", "purged"]
+    deleted_at: int
+    purged_at: int | None
+    purged: PurgedOut | None
+
+    @classmethod
+    def of(cls, receipt: Receipt) -> Self:
+        found = receipt.purged
+        return cls(
+            id=receipt.job_id,
+            object="distillation.job.deleted",
+            deleted=True,
+            status="purging" if found is None else "purged",
+            deleted_at=receipt.deleted_at_ms // 1000,
+            purged_at=seconds(receipt.purged_at_ms),
+            purged=None
+            if found is None
+            else PurgedOut(
+                prompts=found.prompts,
+                completions=found.completions,
+                events=found.events,
+                webhook_deliveries=found.deliveries,
+                left_at_provider=LeftAtProvider(
+                    files=list(found.provider_files),
+                    fine_tuning_jobs=list(found.fine_tuning_jobs),
+                    fine_tuned_models=list(found.fine_tuned_models),
+                ),
+            ),
+        )

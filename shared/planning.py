@@ -1,0 +1,259 @@
+"""From a request to what will be carried out: its prompts, defaults, estimate and warnings.
+
+Planning reads what it must and writes nothing; what it returns is accepted by `shared.jobs.Jobs`."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Final
+
+import msgspec
+from msgspec.structs import replace
+
+from shared.errors import Fault, JobDeleted, NotFound, ValidationFailed
+from shared.ids import FileId, JobId, TenantId, is_id
+from shared.models import Advice, Budget, Job, JobSpec, JsonObject, Prompt, PromptDefaults, PromptFile
+from shared.ports import BATCH_WINDOW_SECONDS
+from shared.pricing import Estimate, Prices, prompt_size
+from shared.prompts import bytes_with, defaults_of, joined, with_defaults
+from shared.rules import PLACES, Asked, Limits, Rules, invalid, split_faults, splits_of
+from shared.settings import ProviderSettings
+from shared.store import Store
+
+_PER_PROMPT: Final = frozenset({"tools", "response_format"})  # said once for all, kept with each prompt
+_SPLIT_BY_HAND: Final = 2_000  # prompts of a file that are read before the rest is judged by its size
+_SMALL_HOLDOUT: Final = 30  # examples; below, intervals are so wide that most verdicts are "inconclusive"
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """A request that passed every rule, as it will be carried out.
+
+    prompts: with what the job says for all of them; none when they are a file's, and then that lies in `defaults`."""
+
+    spec: JobSpec
+    prompts: list[Prompt]
+    prompts_total: int
+    estimate: Estimate | None
+    warnings: list[Advice]
+    file: PromptFile | None = None
+    defaults: PromptDefaults | None = None
+
+
+class Planner:
+    """Plans requests of any source.  One per process."""
+
+    def __init__(
+        self, store: Store, *, providers: Mapping[str, ProviderSettings], prices: Prices, limits: Limits
+    ) -> None:
+        self._store = store
+        self._providers = providers
+        self._prices = prices
+        self.limits = limits
+        self._rules = Rules(providers, prices, limits)
+
+    def plan(self, spec: JobSpec, prompts: Sequence[Prompt], *, earlier: Job | None = None) -> Plan:
+        """The request as it would be carried out; touches nothing.  Raises ValidationFailed with every fault.
+
+        earlier: the job whose prompts these are, as it asked them."""
+        defaults = defaults_of(spec)
+        complete = [with_defaults(prompt, defaults) for prompt in prompts]
+        unanswered = sum(prompt.completion is None for prompt in complete)
+        if earlier is not None and complete == list(prompts):
+            unanswered = min(unanswered, _unpaid(spec, earlier, len(complete)))
+        asked = Asked(
+            total=len(complete),
+            unanswered=unanswered,
+            bytes=sum(map(prompt_size, complete)),
+            tools=any(prompt.tools for prompt in complete),
+            faults=[*self._rules.prompt_faults(spec, complete)],
+        )
+        spec, estimate, warnings = self._planned(spec, asked)
+        return Plan(spec, complete, asked.total, estimate, warnings)
+
+    async def from_file(self, tenant: TenantId, spec: JobSpec) -> Plan:
+        """`plan` for prompts that were uploaded; reads no more of them than it takes to know that enough fall into
+        each split.  Raises ValidationFailed."""
+        try:
+            file = await self._store.files.get(tenant, _checked_file(spec.file_id))
+        except NotFound:
+            raise unknown_file() from None
+        return await self._plan_from(file, spec, defaults_of(spec))
+
+    async def from_job(self, tenant: TenantId, spec: JobSpec) -> Plan:
+        """`plan` for the prompts of an earlier job, as it asked them: what it has paid for is in the tenant's ledger,
+        and a worker takes it from there as long as teacher and parameters are the same.  What the new job says for all
+        prompts is for those to which the earlier one said nothing.  Raises ValidationFailed."""
+        try:
+            earlier = await self._store.jobs.get(tenant, checked_job(spec.source_job_id or ""))
+        except (NotFound, JobDeleted):
+            raise unknown_job() from None
+        if earlier.prompt_defaults is not None and earlier.spec.file_id is not None:
+            file = await self._store.files.load(earlier.spec.file_id)
+            if file is None:  # the job is being purged
+                raise unknown_job()
+            defaults = joined(earlier.prompt_defaults, defaults_of(spec))
+            return await self._plan_from(file, replace(spec, file_id=file.id), defaults, earlier)
+        if earlier.spec.source == "stored_completions" and not (earlier.imported and earlier.imported.complete):
+            raise invalid([Fault("/source/job_id", "job_not_ready", "has not read all of its stored completions yet")])
+        total, most = earlier.counters.prompts_total, self.limits.prompts_max
+        if total > most:
+            raise invalid([Fault("/source/job_id", "too_many_prompts", f"must have at most {most:,} prompts")])
+        prompts = await self._prompts_of(earlier)
+        if len(prompts) != total:
+            raise unknown_job()
+        return await asyncio.to_thread(self.plan, spec, prompts, earlier=earlier)
+
+    def from_stored(self, spec: JobSpec) -> Plan:
+        """`plan` for completions that a provider stores.  How many there are is known once a worker has read them, so
+        nothing is estimated, and the curating stage alone judges whether they are enough.  Raises ValidationFailed."""
+        return self._plan_from_stored(spec, defaults_of(spec))
+
+    def _plan_from_stored(self, spec: JobSpec, defaults: PromptDefaults) -> Plan:
+        asked = Asked(total=0, unanswered=0, bytes=0, tools=False, faults=[*self._rules.stored_faults(spec)])
+        spec, _, warnings = self._planned(spec, asked)
+        return Plan(spec, [], 0, None, warnings, defaults=defaults)
+
+    async def again(self, old: Job, spec: JobSpec) -> Plan:
+        """`plan` for the prompts of an ended job of the same owner.  spec: the old job's, perhaps with another budget.
+        Raises ValidationFailed."""
+        if old.prompt_defaults is not None and old.spec.file_id is not None:
+            # The old job keeps the file's chunks, whether or not its owner still sees the file.
+            file = await self._store.files.load(old.spec.file_id)
+            if file is None:
+                raise unknown_file()
+            return await self._plan_from(file, spec, old.prompt_defaults)
+        if old.spec.source == "stored_completions":
+            return self._plan_from_stored(spec, old.prompt_defaults or PromptDefaults())
+        prompts = await self._prompts_of(old)
+        # The stored prompts carry the system prompt already, also those that had one of their own.
+        plan = await asyncio.to_thread(self.plan, replace(spec, system_prompt=None), prompts)
+        return replace(plan, spec=replace(plan.spec, system_prompt=spec.system_prompt))
+
+    def resume_faults(self, job: Job, budget: Budget) -> list[Fault]:
+        """What is wrong with this budget for a job that has begun."""
+        return [*self._rules.budget_faults(budget, job.spec, None, money=job.money)]
+
+    async def _prompts_of(self, job: Job) -> list[Prompt]:
+        prompts: list[Prompt] = []
+        for chunk in range(await self._store.content.chunk_count(job.id, "source")):
+            prompts += await self._store.content.prompt_chunk(job.id, "source", chunk)
+        return prompts
+
+    async def _plan_from(
+        self, file: PromptFile, spec: JobSpec, defaults: PromptDefaults, earlier: Job | None = None
+    ) -> Plan:
+        counts, unanswered = file.counts, file.counts.asked
+        if earlier is not None and defaults == earlier.prompt_defaults:
+            unanswered = min(unanswered, _unpaid(spec, earlier, counts.prompts))
+        asked = Asked(
+            total=counts.prompts,
+            unanswered=unanswered,
+            bytes=bytes_with(counts, defaults),
+            tools=bool(defaults.tools) or counts.toolless < counts.prompts,
+            faults=[
+                *self._rules.length_faults(spec, counts, defaults),
+                *await self._filesplit_faults(file, spec, defaults),
+            ],
+        )
+        spec, estimate, warnings = await asyncio.to_thread(self._planned, spec, asked)
+        return Plan(spec, [], asked.total, estimate, warnings, file, defaults)
+
+    def _planned(self, spec: JobSpec, asked: Asked) -> tuple[JobSpec, Estimate | None, list[Advice]]:
+        """(spec as it is kept, estimate, warnings)."""
+        faults = [*self._rules.faults(spec, asked)]
+        spec = replace(spec, teacher=replace(spec.teacher, params=_kept_params(spec)))
+        if faults:
+            raise invalid(faults)
+        estimate = self._estimate(spec, asked) if spec.source != "stored_completions" else None
+        faults = [*self._rules.budget_faults(spec.budget, spec, estimate)]
+        if faults:
+            raise invalid(faults)
+        return spec, estimate, [*self._warnings(spec, asked, estimate)]
+
+    async def _filesplit_faults(self, file: PromptFile, spec: JobSpec, defaults: PromptDefaults) -> Sequence[Fault]:
+        """As for inline prompts, read from the front until the rules are met: mostly within the first chunk.
+
+        Beyond the first 2,000 prompts only what is certain counts: too few of them are left to make up for it."""
+        total, needed = file.counts.prompts, spec.curation.min_accepted
+        found: Counter[str] = Counter()
+        for chunk in range(-(-min(total, _SPLIT_BY_HAND) // file.chunk_size)):
+            if found["train"] >= needed and (found["holdout"] or not spec.split.holdout):
+                return ()
+            prompts = await self._store.files.chunk(file.id, chunk)
+            found += await asyncio.to_thread(splits_of, spec.split, [with_defaults(p, defaults) for p in prompts])
+        unread = total - found.total()
+        train, holdout = found["train"] + unread, found["holdout"] + unread
+        return [*split_faults(spec, PLACES[spec.source], train, holdout, total)]
+
+    def _estimate(self, spec: JobSpec, asked: Asked) -> Estimate | None:
+        """None when nothing of it has a price."""
+        estimate = self._prices.estimate(
+            spec,
+            {name: provider.prices for name, provider in self._providers.items()},
+            prompts=asked.total,
+            asked=asked.unanswered,
+            prompt_bytes=asked.bytes,
+        )
+        return estimate if estimate.high_nano or not estimate.unpriced else None
+
+    def _warnings(self, spec: JobSpec, asked: Asked, estimate: Estimate | None) -> Iterator[Advice]:
+        stored = spec.source == "stored_completions"
+        if stored:
+            yield Advice(
+                code="cost_incomplete",
+                message="How many completions are stored shows when the job runs; nothing can be estimated before.",
+            )
+        elif estimate is None or estimate.unpriced:
+            yield Advice(
+                code="cost_incomplete",
+                message="Some calls or trainings have no known price; the estimate leaves them out.",
+            )
+        if spec.teacher.mode == "batch" and spec.deadline_seconds <= BATCH_WINDOW_SECONDS:
+            yield Advice(
+                code="deadline_short",
+                message="A batch may take the provider a day; the job can reach its deadline before it is answered.",
+            )
+        if spec.store and not self._providers[spec.teacher.provider].can_store:
+            yield Advice(code="store_ignored", message="The teacher's provider does not keep completions.")
+        if spec.split.holdout == 0:
+            yield Advice(code="no_holdout", message="Without a holdout the students are trained and not judged.")
+        elif not stored and (size := round(asked.total * spec.split.holdout)) < _SMALL_HOLDOUT:
+            yield Advice(
+                code="holdout_small",
+                message=f"About {size} prompts are held out; the verdict will probably be inconclusive.",
+            )
+
+
+def unknown_file() -> ValidationFailed:
+    return invalid([Fault("/source/file_id", "unknown_file", "is not one of your files; it may have expired")])
+
+
+def unknown_job() -> ValidationFailed:
+    return invalid([Fault("/source/job_id", "not_found", "is not one of your jobs; it may have been deleted")])
+
+
+def _kept_params(spec: JobSpec) -> JsonObject:
+    """The teacher's parameters without those that are kept with each prompt."""
+    return {name: value for name, value in spec.teacher.params.items() if name not in _PER_PROMPT and value is not None}
+
+
+def _unpaid(spec: JobSpec, earlier: Job, total: int) -> int:
+    """How many of the same prompts have no answer yet by which the ledger could spare a call."""
+    old, new = earlier.spec.teacher, spec.teacher
+    if (old.provider, old.model, old.params) != (new.provider, new.model, _kept_params(spec)):
+        return total
+    return total - earlier.counters.accepted - earlier.counters.rejected
+
+
+def checked_job(job_id: str) -> JobId:
+    if not is_id("job", job_id):
+        raise NotFound("There is no such job.")
+    return JobId(job_id)
+
+
+def _checked_file(file_id: str | None) -> FileId:
+    if file_id is None or not is_id("pf", file_id):
+        raise NotFound("There is no such file.")
+    return FileId(file_id)

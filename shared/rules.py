@@ -1,0 +1,256 @@
+"""What a request must keep to: pure functions of the request and of what the operator allows.
+
+Each rule tells every fault it finds, with its place; the caller raises them together (`invalid`)."""
+
+from __future__ import annotations
+
+import difflib
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Network
+from typing import Final
+
+from shared.capabilities import params_faults
+from shared.curation import check_response_schema, split_of
+from shared.errors import Fault, ValidationFailed
+from shared.graders import ScoreModel, parse_graders
+from shared.models import NANO, Budget, JobSpec, Money, Prompt, PromptCounts, PromptDefaults, Split, Teacher, usd
+from shared.pricing import Estimate, Prices
+from shared.prompts import chars_of
+from shared.settings import ProviderSettings
+from shared.webhooks import check_url
+
+_METADATA_PAIRS_STORED: Final = 14  # of the 16 a provider keeps, two are ours: by them a lost answer is found again
+#: Where a request says which prompts it means.
+PLACES: Final = {
+    "inline": "/source/prompts",
+    "file": "/source/file_id",
+    "job": "/source/job_id",
+    "stored_completions": "/source",
+}
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the operator allows."""
+
+    prompts_max: int
+    prompt_max_chars: int
+    chunk_size: int
+    retention_days_max: int
+    webhook_allow_http: bool
+    webhook_ports: tuple[int, ...]
+    webhook_allow_networks: tuple[IPv4Network | IPv6Network, ...]
+    active_jobs_max: int | None = None
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the rules need to know of the prompts as they will be asked, however many there are.
+
+    unanswered: those without a completion.  bytes: of the parts of their requests that cost tokens.  faults: what is
+    wrong with the prompts themselves."""
+
+    total: int
+    unanswered: int
+    bytes: int
+    tools: bool
+    faults: Sequence[Fault] = ()
+
+
+class Rules:
+    """The rules of one installation: its providers, prices and limits."""
+
+    def __init__(self, providers: Mapping[str, ProviderSettings], prices: Prices, limits: Limits) -> None:
+        self._providers = providers
+        self._prices = prices
+        self._limits = limits
+
+    def faults(self, spec: JobSpec, asked: Asked) -> Iterator[Fault]:
+        yield from self._provider_faults(spec)
+        yield from self._batch_faults(spec.teacher)
+        yield from params_faults(
+            spec.teacher.model,
+            spec.teacher.params,
+            tools=asked.tools,
+            pointer="/teacher/params",
+        )
+        yield from _raised(lambda: parse_graders(spec.evaluation.graders))
+        schema = spec.curation.response_schema
+        if schema is not None:
+            yield from _raised(lambda: check_response_schema(schema))
+        if spec.webhook is not None:
+            url = spec.webhook.url
+            yield from _raised(
+                lambda: check_url(
+                    url,
+                    allow_http=self._limits.webhook_allow_http,
+                    ports=self._limits.webhook_ports,
+                    allow_networks=self._limits.webhook_allow_networks,
+                )
+            )
+        if spec.retention_days > self._limits.retention_days_max:
+            yield Fault("/retention_days", "out_of_range", f"must be at most {self._limits.retention_days_max}")
+        if spec.store and len(spec.metadata) > _METADATA_PAIRS_STORED:
+            yield Fault(
+                "/metadata", "wrong_length", f"must have at most {_METADATA_PAIRS_STORED} pairs beside `store`: true"
+            )
+        yield from asked.faults
+
+    def _provider_faults(self, spec: JobSpec) -> Iterator[Fault]:
+        named = [("/teacher/provider", spec.teacher.provider, False)]
+        named += [(f"/students/{i}/provider", student.provider, True) for i, student in enumerate(spec.students)]
+        for place, grader in enumerate(spec.evaluation.graders):
+            judge = grader.get("provider")  # not parsed yet, so anything
+            if isinstance(judge, str):
+                named.append((f"/evaluation/graders/{place}/provider", judge, False))
+        for pointer, name, trains in named:
+            provider = self._providers.get(name)
+            if provider is None:
+                near = difflib.get_close_matches(name[:64], list(self._providers), n=1)
+                hint = f"; did you mean {near[0]}?" if near else f"; there is {listed(sorted(self._providers))}"
+                yield Fault(pointer, "unknown_provider", "is not a configured provider" + hint)
+            elif trains and not provider.can_train:
+                yield Fault(
+                    pointer, "provider_training_closed", "takes no fine-tuning jobs; its dataset can be exported"
+                )
+
+    def stored_faults(self, spec: JobSpec) -> Iterator[Fault]:
+        name = spec.stored.provider if spec.stored is not None else ""
+        if name not in self._providers:
+            known = listed(sorted(self._providers))
+            yield Fault("/source/provider", "unknown_provider", f"is not a configured provider; there is {known}")
+        elif not self._providers[name].can_store:
+            yield Fault("/source/provider", "invalid_value", "is a provider that does not keep completions")
+
+    def _batch_faults(self, teacher: Teacher) -> Iterator[Fault]:
+        if teacher.mode != "batch":
+            return
+        provider = self._providers.get(teacher.provider)
+        if provider is not None and not provider.can_batch:
+            yield Fault("/teacher/mode", "unsupported_param", "must be live; this provider serves no batches")
+        if teacher.params.get("service_tier") is not None:
+            yield Fault("/teacher/params/service_tier", "unsupported_param", "is not for batches; they have one tier")
+
+    def prompt_faults(self, spec: JobSpec, prompts: Sequence[Prompt]) -> Iterator[Fault]:
+        place, limits = PLACES[spec.source], self._limits
+        if len(prompts) > limits.prompts_max:
+            yield Fault(place, "too_many_prompts", f"must be at most {limits.prompts_max:,}")
+            return
+        seen: set[str] = set()
+        for i, prompt in enumerate(prompts):
+            if chars_of(prompt) > limits.prompt_max_chars:
+                what = "is longer than" if spec.source == "inline" else "has a prompt of more than"
+                where = f"{place}/{i}" if spec.source == "inline" else place
+                yield Fault(where, "prompt_too_long", f"{what} {limits.prompt_max_chars:,} characters")
+            if prompt.key is not None:
+                if prompt.key in seen:
+                    yield Fault(f"{place}/{i}/key", "duplicate_prompt_key", "is the key of an earlier prompt")
+                seen.add(prompt.key)
+        found = splits_of(spec.split, prompts)
+        yield from split_faults(spec, place, found["train"], found["holdout"], len(prompts))
+
+    def length_faults(self, spec: JobSpec, counts: PromptCounts, defaults: PromptDefaults) -> Iterator[Fault]:
+        """What the job says for all must fit beside the longest prompt that takes it."""
+        limit = self._limits.prompt_max_chars
+        if counts.bare and counts.longest_bare_chars + len(defaults.system_prompt or "") > limit:
+            detail = f"makes a prompt of the file longer than {limit:,} characters"
+            yield Fault("/system_prompt", "prompt_too_long", detail)
+        elif counts.longest_chars > limit:  # the operator has lowered it since
+            yield Fault(PLACES[spec.source], "prompt_too_long", f"has a prompt of more than {limit:,} characters")
+
+    def budget_faults(
+        self, budget: Budget, spec: JobSpec, estimate: Estimate | None, *, money: Money | None = None
+    ) -> Iterator[Fault]:
+        """estimate: for a new job.  money: of one that has begun."""
+        limit = budget.max_cost_nano
+        if limit is None:
+            return
+        for pointer, price_list, model in self._billed(spec):
+            if not self._prices.is_priced(price_list, model):
+                yield Fault(pointer, "model_unpriced", "has no known price, so a budget cannot be kept; leave it out")
+        where = "/budget/max_cost_usd"
+        if estimate is not None and limit < estimate.low_nano:
+            yield Fault(where, "cost_above_limit", f"is below the least this job will cost, {usd(estimate.low_nano)}")
+        spent = money.spent_nano + money.reserved_nano + money.unconfirmed_nano if money is not None else 0
+        if limit <= spent and money is not None:
+            yield Fault(where, "cost_above_limit", f"must be more than what is spent already, {usd(spent)}")
+
+    def _billed(self, spec: JobSpec) -> Iterator[tuple[str, str | None, str]]:
+        """(pointer, price list, model) of every model that will be called."""
+        yield "/teacher/model", self.price_list(spec.teacher.provider), spec.teacher.model
+        for i, student in enumerate(spec.students):
+            yield f"/students/{i}/model", self.price_list(student.provider), student.model
+        for place, grader in enumerate(parse_graders(spec.evaluation.graders)):
+            if isinstance(grader, ScoreModel):
+                yield f"/evaluation/graders/{place}/model", self.price_list(grader.provider), grader.model
+
+    def price_list(self, provider: str) -> str | None:
+        found = self._providers.get(provider)
+        return None if found is None else found.prices
+
+
+def invalid(faults: Sequence[Fault]) -> ValidationFailed:
+    """All faults as one error, named after the first."""
+    first = faults[0]
+    more = f" And {len(faults) - 1} more." if len(faults) > 1 else ""
+    own = first.code if first.code in NAMED_FAULTS else None
+    sentence = f"{first.pointer} {first.detail}." if first.pointer else f"The body {first.detail}."
+    return ValidationFailed(sentence + more, code=own, param=first.pointer, faults=faults)
+
+
+#: Faults that give the whole answer their code; all others are `validation_failed`.
+NAMED_FAULTS: Final = frozenset(
+    {
+        "too_few_prompts",
+        "too_many_prompts",
+        "prompt_too_long",
+        "duplicate_prompt_key",
+        "unsupported_param",
+        "model_unpriced",
+        "cost_above_limit",
+        "url_not_allowed",
+        "holdout_too_small",
+        "provider_training_closed",
+    }
+)
+
+
+def parse_usd(text: str) -> int:
+    """Nano-dollars of a decimal string, "10.00" → 10_000_000_000.  text: digits, at most nine after the point."""
+    whole, _, fraction = text.partition(".")
+    return int(whole) * NANO + int(fraction.ljust(9, "0") or "0")
+
+
+def splits_of(split: Split, prompts: Sequence[Prompt]) -> Counter[str]:
+    return Counter(split_of(prompt.messages, prompt.tools, split) for prompt in prompts)
+
+
+def split_faults(spec: JobSpec, place: str, train: int, holdout: int, total: int) -> Iterator[Fault]:
+    """train, holdout: how many of the prompts fall there."""
+    needed = spec.curation.min_accepted
+    if train < needed:
+        yield Fault(
+            place,
+            "too_few_prompts",
+            f"leave {train} of {total} for training and curation.min_accepted asks for {needed}",
+        )
+    elif spec.split.holdout > 0 and not holdout:
+        yield Fault(
+            "/split/holdout",
+            "holdout_too_small",
+            "leaves no prompt in the holdout; send more prompts or ask for a larger share",
+        )
+
+
+def _raised(check: Callable[[], object]) -> Sequence[Fault]:
+    try:
+        check()
+    except ValidationFailed as error:
+        return error.faults
+    return ()
+
+
+def listed(names: Sequence[str]) -> str:
+    return ", ".join(names) if names else "none configured"
