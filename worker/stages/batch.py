@@ -3,7 +3,7 @@
 The pass is the one that pumps would work on, with the same ledger, budget and completions, but no pump sees it: this
 stage claims all its chunks under one fixed name, so that after a crash the calls begun in that name are still its own.
 A batch is a row of the job (`BatchRun`).  Which prompts it asks is told by the calls begun in its name, so its input
-file can be written again, byte for byte; submitting is exactly-once in the way of worker/stages/train.py.
+file can be written again, byte for byte; submitting is exactly-once in the way of worker/stages/submission.py.
 
 Prompts are looked at in rounds.  A round goes through all that is not settled, as one batch after the other; the next
 round begins when all of them have ended, with what they left: expired lines, passing errors, twins of prompts that

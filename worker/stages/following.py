@@ -1,0 +1,88 @@
+"""Following a fine-tuning job until it has ended."""
+
+from __future__ import annotations
+
+import random
+import time
+from typing import Final
+
+from msgspec.structs import replace
+
+from shared.ids import new_event_id
+from shared.lifecycle import Stage
+from shared.models import Event, FineTune
+from shared.ports import TrainingEvent, TrainingJob
+from worker.stages.student import StudentStep
+
+_EVENTS_PER_LOOK: Final = 200
+_MESSAGE_CHARS: Final = 500
+
+
+class Following(StudentStep):
+    """One look at a fine-tuning job that is submitted."""
+
+    def _cost_nano(self, job: TrainingJob) -> int | None:
+        if job.trained_tokens is None:
+            return None
+        return self._tools.prices.training_nano(self._price_list(), self._student.model, job.trained_tokens)
+
+    async def look(self, tune: FineTune) -> float | None:
+        """Seconds until the next look, None when the student has ended."""
+        assert tune.fine_tuning_job_id is not None
+        job = await self._trainer.poll(tune.fine_tuning_job_id)
+        if job is None:
+            await self._end(tune, status="deleted", error=self._failure("was deleted at the provider", None))
+            return None
+        tune = await self._read_events(tune)
+        tune = replace(
+            tune,
+            status=job.status,
+            trained_tokens=job.trained_tokens,
+            estimated_finish_at=job.estimated_finish_at,
+        )
+        match job.state:
+            case "succeeded" if job.fine_tuned_model is not None:
+                await self._found(tune)
+                tune = replace(tune, fine_tuned_model=job.fine_tuned_model, cost_nano=self._cost_nano(job))
+                self._say("info", f"Student {self._number} is trained.", {"fine_tuned_model": job.fine_tuned_model})
+                await self._end(tune, status=job.status, error=None)
+                return None
+            case "failed":
+                await self._end(tune, status=job.status, error=self._failure("failed at the provider", job))
+                return None
+            case "cancelled":
+                error = self._failure("was cancelled at the provider", job)
+                await self._end(tune, status=job.status, error=error)
+                return None
+        await self._keep(tune)
+        return self._interval(tune)
+
+    def _interval(self, tune: FineTune) -> float:
+        """The longer it has run, or has yet to run, the longer until the next look; jittered, so jobs spread out."""
+        now = time.time()
+        elapsed = now - (tune.intent_at_ms or 0) / 1000
+        ahead = (tune.estimated_finish_at - now) if tune.estimated_finish_at else elapsed
+        shortest, longest = self._settings.poll_min_seconds, self._settings.poll_max_seconds
+        return min(longest, max(shortest, ahead / 5)) * random.uniform(0.9, 1.1)
+
+    async def _read_events(self, tune: FineTune) -> FineTune:
+        assert tune.fine_tuning_job_id is not None
+        fresh = (await self._trainer.events(tune.fine_tuning_job_id, after=tune.last_event_id))[:_EVENTS_PER_LOOK]
+        for event in fresh:
+            self._events.append(self._own(event))
+            step, total = event.data.get("step"), event.data.get("total_steps")
+            if isinstance(step, int):
+                tune = replace(tune, step_number=step, total_steps=total if isinstance(total, int) else None)
+        return replace(tune, last_event_id=fresh[-1].id) if fresh else tune
+
+    def _own(self, event: TrainingEvent) -> Event:
+        level = event.level if event.level in {"info", "warn", "error"} else "info"
+        return Event(
+            id=new_event_id(),
+            level=level,  # type: ignore[arg-type]  # one of the three by the line above
+            type="metrics" if event.type == "metrics" else "message",
+            message=event.message[:_MESSAGE_CHARS],
+            created_at_ms=event.created_at * 1000,
+            stage=Stage.TRAINING,
+            data={"student": self._number, **event.data},
+        )

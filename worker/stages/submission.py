@@ -1,0 +1,172 @@
+"""Submitting a fine-tune exactly once.
+
+Every step is written into the row before it is taken, so whoever finds the row after a crash knows what may have
+happened: an upload is looked for by its name before it is made again, a submission by its metadata and training file,
+for as long as an answer could still be on its way.  Found again means adopted; two found means all but the oldest are
+cancelled.  (Measured: docs/decisions/0002.)"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Final
+
+from msgspec.structs import replace
+
+from shared.curation import assistant_message
+from shared.dataset import example_line
+from shared.errors import (
+    ProviderAuthFailed,
+    ProviderError,
+    ProviderModelMissing,
+    ProviderQuotaExhausted,
+    ProviderRateLimited,
+    ProviderTrainingClosed,
+    ProviderUnavailable,
+)
+from shared.lifecycle import Stage
+from shared.models import FineTune, JobError
+from shared.ports import TrainingJob, TrainingRequest
+from shared.store.jobs import TEACHER
+from worker.completions import job_error
+from worker.stages.student import StudentStep, given_up, metadata, now_ms
+
+LOOK_FOR_LOST_SECONDS: Final = 5.0
+
+
+class BudgetReached(Exception):
+    """The training could cost more than is left of the job's budget."""
+
+
+class Submission(StudentStep):
+    """From the dataset to a fine-tuning job at the provider."""
+
+    async def advance(self, tune: FineTune) -> float | None:
+        """Seconds until the next look, None when the student has ended."""
+        if tune.step in {"new", "uploading"}:
+            tune = await self._upload(tune)
+        return await (self._submit(tune) if tune.step == "uploaded" else self._find_lost(tune))
+
+    async def _upload(self, tune: FineTune) -> FineTune:
+        """Both files, each looked for first: a crash may have come between the upload and the note of it."""
+        assert self._job.manifest is not None
+        if tune.step == "new":
+            tune = replace(tune, step="uploading")
+            await self._keep(tune)
+        if tune.training_file is None:
+            tune = replace(tune, training_file=await self._file("train"))
+            await self._keep(tune)
+        if tune.validation_file is None and self._job.manifest.validation:
+            tune = replace(tune, validation_file=await self._file("validation"))
+        tune = replace(tune, step="uploaded")
+        await self._keep(tune)
+        return tune
+
+    async def _file(self, split: str) -> str:
+        assert self._job.manifest is not None
+        # A file of its own for each student: by it a submission is told from those of the other students.
+        filename = f"distill-{self._job.id}-{self._job.manifest.sha256[:12]}-{self._number}-{split}.jsonl"
+        if (found := await self._trainer.find_file(filename)) is not None:
+            return found
+        with tempfile.TemporaryDirectory(prefix="distill-") as folder:
+            path = Path(folder) / filename
+            await self._write(path, split)
+            return await self._trainer.upload(path, filename)
+
+    async def _write(self, path: Path, split: str) -> None:
+        with path.open("wb") as lines:
+            async for _, prompt, completion, decision in self._tools.store.content.curated(self._job.id, TEACHER):
+                if decision is None or decision.status != "accepted" or decision.split != split:
+                    continue
+                assert completion is not None
+                lines.write(example_line(self._job.spec, prompt, assistant_message(completion.raw)[0]))
+
+    async def _submit(self, tune: FineTune) -> float | None:
+        """Write the intent, then submit.  Whatever happens between the two, the row says that it may have happened."""
+        expected = self._expected_cost_nano()
+        limit = self._job.money.limit_nano
+        if limit is not None and self._job.money.used_nano - tune.reserved_nano + expected > limit:
+            raise BudgetReached
+        tune = replace(
+            tune,
+            step="intent",
+            intent_at_ms=now_ms(),
+            submissions=tune.submissions + 1,
+            reserved_nano=expected if limit is not None else 0,
+        )
+        await self._keep(tune)
+        assert tune.training_file is not None
+        request = TrainingRequest(
+            model=self._student.model,
+            training_file=tune.training_file,
+            validation_file=tune.validation_file,
+            method=self._student.method,
+            hyperparameters=self._student.hyperparameters,
+            suffix=self._student.suffix,
+            seed=self._student.seed,
+            metadata=metadata(self._job, self._number),
+        )
+        try:
+            return await self._submitted(tune, await self._trainer.submit(request))
+        except ProviderUnavailable as error:
+            if not error.billed_maybe:
+                await self._keep(replace(tune, step="uploaded"))
+                raise
+            return LOOK_FOR_LOST_SECONDS
+        except (ProviderRateLimited, ProviderQuotaExhausted):
+            await self._keep(replace(tune, step="uploaded"))
+            raise
+        except ProviderError as error:
+            await self._end(tune, status="refused", error=self._refusal(error))
+            return None
+
+    def _expected_cost_nano(self) -> int:
+        """What the training will cost at most, as far as can be known before it: 0 when unpriced.
+
+        Two bytes a token are fewer than any language takes; "auto" epochs are what OpenAI's cookbook says they are."""
+        assert self._job.manifest is not None
+        examples = max(1, self._job.manifest.train)
+        epochs = self._student.hyperparameters.get("n_epochs", "auto")
+        if not isinstance(epochs, int):
+            epochs = min(25, 100 // examples) if examples * 3 < 100 else max(1, min(3, 25_000 // examples))
+        tokens = self._job.manifest.train_bytes // 2 * epochs
+        return self._tools.prices.training_nano(self._price_list(), self._student.model, tokens) or 0
+
+    async def _find_lost(self, tune: FineTune) -> float | None:
+        """A submission whose outcome nobody wrote down: adopt it, wait for it to show, or submit again."""
+        assert tune.intent_at_ms is not None
+        found = await self._found(tune)
+        if found:
+            self._say("info", "Found the fine-tuning job of an earlier submission and adopted it.")
+            return await self._submitted(tune, found[0])
+        if not given_up(tune, self._tools):
+            return LOOK_FOR_LOST_SECONDS
+        return await self._submit(tune)
+
+    async def _submitted(self, tune: FineTune, job: TrainingJob) -> float | None:
+        tune = replace(tune, step="submitted", fine_tuning_job_id=job.id, status=job.status)
+        await self._keep(tune)
+        self._say("info", f"Student {self._number} is submitted for fine-tuning.", {"fine_tuning_job_id": job.id})
+        return self._settings.poll_min_seconds
+
+    def _refusal(self, error: ProviderError) -> JobError:
+        if isinstance(error, ProviderTrainingClosed):
+            message = (
+                "The provider takes no new fine-tuning jobs from this account.  The dataset is kept: export it with "
+                "GET /v1/jobs/{id}/dataset, or submit a job whose student is at another provider."
+            )
+        elif isinstance(error, ProviderAuthFailed | ProviderModelMissing):
+            return job_error(error, Stage.TRAINING, param=f"students.{self._number}.model")
+        else:
+            message = (
+                "The provider refused the fine-tuning job.  Check the student's model and hyperparameters; the dataset "
+                "is kept and can be exported."
+            )
+        code = "provider_training_closed" if isinstance(error, ProviderTrainingClosed) else "provider_rejected_training"
+        return replace(
+            job_error(error, Stage.TRAINING),
+            code=code,
+            message=message,
+            param=f"students.{self._number}",
+            retryable=False,
+        )
