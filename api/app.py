@@ -146,7 +146,8 @@ async def _framework_error(request: Request, error: Exception) -> Response:
     if error.status_code == status.HTTP_405_METHOD_NOT_ALLOWED:
         # The framework names the methods of the first route with this path only; RFC 9110 asks for all.
         here = [route for route in openapi.routes(ROUTERS) if route.path_regex.match(request.url.path)]
-        error.headers = {"Allow": ", ".join(sorted({method for route in here for method in route.methods or ()}))}
+        methods = {method for route in here for method in route.methods or ()}
+        error.headers = {"Allow": ", ".join(sorted(methods | ({"HEAD"} if "GET" in methods else set())))}
     return problems.render_http(request, error)
 
 

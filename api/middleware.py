@@ -1,4 +1,4 @@
-"""What surrounds every request: its id, its log line, and the answer to what nobody expected."""
+"""What surrounds every request: its id, its log line, HEAD where there is GET, the answer to what nobody expected."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from api.problems import problem
 from shared.ids import new_request_id
 
 _log: Final = structlog.get_logger()
+#: In a request's state: only the head of the answer is wanted.  Streams look here, and send nothing after it.
+HEAD_ONLY: Final = "head_only"
 _ACCEPTED_ID: Final = re.compile(rb"[A-Za-z0-9_-]{1,64}")
 
 
@@ -30,7 +32,11 @@ class RequestContext:
         sent = [value for name, value in scope["headers"] if name == b"x-request-id"]
         accepted = len(sent) == 1 and _ACCEPTED_ID.fullmatch(sent[0])
         request_id = sent[0].decode() if accepted else str(new_request_id())
-        scope.setdefault("state", {})["request_id"] = request_id
+        method, asked_for_head = scope["method"], scope["method"] == "HEAD"
+        state = scope.setdefault("state", {})
+        state["request_id"] = request_id
+        if asked_for_head:  # RFC 9110: what GET would say, without its body, on every route that has GET
+            scope, state[HEAD_ONLY] = {**scope, "method": "GET"}, True
         started_at, status = time.perf_counter(), 0
 
         async def answer(message: Message) -> None:
@@ -41,20 +47,22 @@ class RequestContext:
                 standing: dict[str, str] = scope["state"].get("rate", {})
                 headers += [(name.lower().encode(), value.encode()) for name, value in standing.items()]
                 message = {**message, "headers": [*headers, (b"x-content-type-options", b"nosniff")]}
+            elif asked_for_head:
+                message = {**message, "body": b""}
             await send(message)
 
         with structlog.contextvars.bound_contextvars(request_id=request_id):
             try:
                 await self._app(scope, receive, answer)
             except Exception:  # the edge of the API: logged, and answered without its text
-                _log.exception("request_failed", method=scope["method"], route=_route(scope))
+                _log.exception("request_failed", method=method, route=_route(scope))
                 if status:
                     raise  # The answer has begun: only a broken connection can still say that it is not whole.
                 detail = "Something went wrong on our side.  Report the request id."
                 await problem(Request(scope), "internal", detail)(scope, receive, answer)
             finally:
                 took_ms = round((time.perf_counter() - started_at) * 1000, 1)
-                _log.info("request", method=scope["method"], route=_route(scope), status=status, took_ms=took_ms)
+                _log.info("request", method=method, route=_route(scope), status=status, took_ms=took_ms)
 
 
 def _route(scope: Scope) -> str:

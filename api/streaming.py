@@ -10,6 +10,7 @@ from typing import Final
 from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from api.middleware import HEAD_ONLY
 from api.watch import Slots, Watcher
 from shared.ids import JobId, TenantId
 from shared.models import Event
@@ -21,6 +22,12 @@ class Stream(StreamingResponse):
     """JSON lines.  When the store fails half-way, the connection breaks, so that no one takes a part for the whole."""
 
     media_type = "application/jsonl"
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["state"].get(HEAD_ONLY):
+            await _head_of(self, send)
+        else:
+            await super().__call__(scope, receive, send)
 
 
 class EventStream(StreamingResponse):
@@ -34,7 +41,16 @@ class EventStream(StreamingResponse):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async with self._held, aclosing(self._frames):
-            await super().__call__(scope, receive, send)
+            if scope["state"].get(HEAD_ONLY):
+                await _head_of(self, send)
+            else:
+                await super().__call__(scope, receive, send)
+
+
+async def _head_of(stream: StreamingResponse, send: Send) -> None:
+    """The answer to HEAD: nothing of the body is read, or waited for."""
+    await send({"type": "http.response.start", "status": stream.status_code, "headers": stream.raw_headers})
+    await send({"type": "http.response.body", "body": b""})
 
 
 def open_event_stream(

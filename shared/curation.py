@@ -23,6 +23,10 @@ from shared.schema_bounds import is_tame
 
 SplitName: TypeAlias = Literal["train", "validation", "holdout"]
 
+#: Why a completion is rejected.
+Reason: TypeAlias = Literal[
+    "refused", "truncated", "filtered", "empty", "invalid_schema", "duplicate", "leaked_into_holdout"
+]
 OPENING_MARKS: Final = "¿¡"
 CLOSING_MARKS: Final = ".,;:!?…。、，；：！？"
 INSTRUCTIONS: Final = frozenset({"system", "developer"})  # roles that instruct the model rather than ask it
@@ -59,7 +63,7 @@ def assistant_message(raw: bytes | msgspec.Raw) -> tuple[JsonObject, str | None]
 
 def reason_against(
     message: JsonObject, finish_reason: str | None, *, max_output_chars: int | None = None
-) -> str | None:
+) -> Reason | None:
     """Why this answer cannot be an example whatever the others are: refused, truncated, filtered, empty, or None.
 
     max_output_chars: of `text_of(message)`; a longer answer counts as truncated."""
@@ -256,7 +260,7 @@ class Curator:
         )
         return Decision(status="rejected" if reason else "accepted", split=side, reason=reason)
 
-    def _reason_in_schema(self, prompt: Prompt, message: JsonObject) -> str | None:
+    def _reason_in_schema(self, prompt: Prompt, message: JsonObject) -> Reason | None:
         """A message that only calls tools has no content for a schema to judge."""
         schema = _schema_for(prompt, self._spec)
         content = content_of(message)
@@ -264,7 +268,7 @@ class Curator:
             return None
         return None if self._schemas.accept(schema, content) else "invalid_schema"
 
-    def _reason_in_others(self, prompt: Prompt, form: bytes, *, holdout: bool) -> str | None:
+    def _reason_in_others(self, prompt: Prompt, form: bytes, *, holdout: bool) -> Reason | None:
         fingerprint = _fingerprint(form)
         if fingerprint in self._kept:
             return "duplicate" if self._spec.dedupe else None

@@ -28,6 +28,7 @@ from api.schemas.job_requests import JobCreate, Resume
 from api.schemas.jobs import CompletionOut, DeletedJobOut, EstimateOut, EventOut, JobOut
 from api.streaming import Stream, open_event_stream, wants_events
 from api.waiting import WaitSeconds, hold
+from shared.curation import Reason
 from shared.errors import BadRequest, JobNotFinished, NotFound
 from shared.ids import event_id, locate_event
 from shared.lifecycle import TERMINAL, JobStatus
@@ -323,7 +324,7 @@ async def list_completions(
     after: After = None,
     role: Annotated[Literal["teacher", "base", "student"] | None, Query()] = None,
     status: Annotated[Literal["accepted", "rejected", "failed"] | None, Query()] = None,
-    reason: Annotated[str | None, Query(max_length=64)] = None,
+    reason: Annotated[Reason | None, Query()] = None,
     split: Annotated[SplitName | None, Query()] = None,
 ) -> Page[CompletionOut]:
     """Answers of the teacher, then of base and student, each in the order of the prompts."""

@@ -52,7 +52,7 @@ async def test_whatever_goes_wrong_is_told_as_a_problem(api: Api, method: str, p
 
 async def test_a_wrong_method_is_told_every_right_one(api: Api):
     answer = await api.http.put("/v1/jobs")
-    assert answer.headers["allow"] == "GET, POST"
+    assert answer.headers["allow"] == "GET, HEAD, POST"
 
 
 async def test_a_misspelt_filter_is_answered_with_the_closest_known_one(api: Api):

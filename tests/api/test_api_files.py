@@ -331,7 +331,7 @@ async def test_other_bodies_are_not_taken(api: Api, headers: dict[str, str]):
 
 async def test_other_methods_are_told_which_there_are(api: Api):
     answer = await api.http.put("/v1/files")
-    assert (answer.status_code, answer.headers["allow"]) == (405, "GET, POST")
+    assert (answer.status_code, answer.headers["allow"]) == (405, "GET, HEAD, POST")
 
 
 async def test_an_upload_that_breaks_off_leaves_nothing(api: Api):
