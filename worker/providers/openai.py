@@ -1,20 +1,14 @@
-"""Teacher and trainer over the openai SDK: any server that speaks files, fine_tuning.jobs and chat completions.
-
-Every call goes out once (`max_retries=0`): the SDK would repeat a POST whose answer was lost, and submit twice.  SDK
-exceptions carry the Authorization header, so none leaves this file; ours are raised `from None`."""
+"""Teacher and trainer over the openai SDK: any server that speaks files, fine_tuning.jobs and chat completions."""
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import msgspec
-import openai
 import structlog
-from openai import AsyncOpenAI
 from openai.types.fine_tuning import FineTuningJob
 
 from shared.errors import (
@@ -36,7 +30,8 @@ from shared.ports import (
     TrainingRequest,
 )
 from shared.settings import ProviderSettings
-from worker.providers.answers import error_of, parse_completion
+from worker.providers.answers import parse_completion
+from worker.providers.sdk import asked, files_named, lost_jobs, pages, sdk_client
 
 T = TypeVar("T")
 _log: Final = structlog.get_logger()
@@ -54,30 +49,6 @@ STATES: Final[Mapping[str, str]] = {
 }
 _LIST_PAGES_MAX: Final = 50
 _MESSAGE_FIELDS: Final = ("role", "content", "name", "tool_calls", "tool_call_id", "refusal")
-LONGEST_CALL_SECONDS: Final = 900.0  # the upload of half a gigabyte included
-
-
-def sdk_client(provider: ProviderSettings, timeout_seconds: float) -> AsyncOpenAI:
-    key = provider.api_key.get_secret_value() if provider.api_key else "none"
-    return AsyncOpenAI(api_key=key, base_url=provider.base_url, max_retries=0, timeout=timeout_seconds)
-
-
-async def asked(answer: Awaitable[T], *, seconds: float = LONGEST_CALL_SECONDS) -> T:
-    """The SDK's answer, its exceptions in our words.  seconds: for the whole call; the SDK's own time-out is per read,
-    and a slow drip outlasts it."""
-    try:
-        async with asyncio.timeout(seconds):
-            return await answer
-    except TimeoutError:
-        raise ProviderUnavailable("The provider did not answer in time.", provider_code="timeout") from None
-    except openai.APITimeoutError:
-        raise ProviderUnavailable("The provider did not answer in time.", provider_code="timeout") from None
-    except openai.APIConnectionError:
-        raise ProviderUnavailable("The connection to the provider broke.", provider_code="disconnected") from None
-    except openai.APIStatusError as error:
-        raise error_of(error.status_code, error.response.content, error.response.headers.get) from None
-    except (openai.OpenAIError, ValueError):
-        raise ProviderUnavailable("The provider's answer cannot be read.", provider_code="malformed_answer") from None
 
 
 class OpenAITeacher:
@@ -211,15 +182,7 @@ class OpenAITrainer:
         self._client = sdk_client(provider, timeout_seconds)
 
     async def find_file(self, filename: str) -> str | None:
-        page = await asked(self._client.files.list(purpose="fine-tune", limit=1000, order="desc"))
-        for _ in range(_LIST_PAGES_MAX):
-            for file in page.data:
-                if file.filename == filename:
-                    return file.id
-            if not page.has_next_page():
-                break
-            page = await asked(page.get_next_page())
-        return None
+        return next(iter(await files_named(self._client, filename, purpose="fine-tune")), None)
 
     async def upload(self, path: Path, filename: str) -> str:
         with path.open("rb") as lines:
@@ -257,20 +220,14 @@ class OpenAITrainer:
         return _training_job(job)
 
     async def find(self, metadata: dict[str, str], training_file: str, *, not_before: int) -> list[TrainingJob]:
-        """Asked by metadata where the provider filters, and compared here, where it does not."""
-        found: list[TrainingJob] = []
-        page = await asked(self._client.fine_tuning.jobs.list(metadata=metadata, limit=100))
-        for _ in range(_LIST_PAGES_MAX):
-            jobs = [_training_job(job) for job in page.data]
-            found += [
-                job
-                for job in jobs
-                if job.training_file == training_file or all(job.metadata.get(k) == v for k, v in metadata.items())
-            ]
-            if not page.has_next_page() or (jobs and jobs[-1].created_at < not_before):
-                break
-            page = await asked(page.get_next_page())
-        return sorted((job for job in found if job.created_at >= not_before), key=lambda job: job.created_at)
+        return await lost_jobs(
+            pages(self._client.fine_tuning.jobs.list(metadata=metadata, limit=100)),
+            _training_job,
+            metadata,
+            file=lambda job: job.training_file,
+            of_file=training_file,
+            not_before=not_before,
+        )
 
     async def poll(self, job_id: str) -> TrainingJob | None:
         try:
@@ -287,9 +244,8 @@ class OpenAITrainer:
     async def events(self, job_id: str, *, after: str | None) -> Sequence[TrainingEvent]:
         """The provider lists newest first; we read back to the one we know."""
         fresh: list[TrainingEvent] = []
-        page = await asked(self._client.fine_tuning.jobs.list_events(job_id, limit=100))
-        for _ in range(_LIST_PAGES_MAX):
-            for event in page.data:
+        async for page in pages(self._client.fine_tuning.jobs.list_events(job_id, limit=100)):
+            for event in page:
                 if event.id == after:
                     return list(reversed(fresh))
                 fresh.append(
@@ -302,9 +258,6 @@ class OpenAITrainer:
                         data=event.data if isinstance(event.data, dict) else {},
                     )
                 )
-            if not page.has_next_page():
-                break
-            page = await asked(page.get_next_page())
         return list(reversed(fresh))
 
     async def shutdown_date(self, model: str) -> str | None:

@@ -1,6 +1,6 @@
 """Batches over the openai SDK: any server that speaks files and batches (openai-contract §4).
 
-As in openai.py every call goes out once, and no exception of the SDK leaves this file."""
+As in sdk.py every call goes out once, and no exception of the SDK leaves this package."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from shared.errors import ProviderError, ProviderModelMissing, ProviderRejected,
 from shared.ports import Batch, BatchFault
 from shared.settings import ProviderSettings
 from worker.providers.answers import error_of
-from worker.providers.openai import asked, sdk_client
+from worker.providers.sdk import asked, files_named, lost_jobs, pages, sdk_client
 
 _log: Final = structlog.get_logger()
 
@@ -33,7 +33,6 @@ STATES: Final[Mapping[str, str]] = {
     "cancelled": "over",
 }
 _ENDPOINT: Final = "/v1/chat/completions"
-_LIST_PAGES_MAX: Final = 100
 _FAULTS_MAX: Final = 20
 _CODE_CHARS: Final = 64
 _WRAPPING_BYTES: Final = 10_000  # of a line around the answer itself
@@ -47,15 +46,7 @@ class OpenAIBatcher:
         self._line_max_bytes = provider.answer_max_bytes + _WRAPPING_BYTES
 
     async def find_file(self, filename: str) -> str | None:
-        page = await asked(self._client.files.list(purpose="batch", limit=1000, order="desc"))
-        for _ in range(_LIST_PAGES_MAX):
-            for file in page.data:
-                if file.filename == filename:
-                    return file.id
-            if not page.has_next_page():
-                break
-            page = await asked(page.get_next_page())
-        return None
+        return next(iter(await files_named(self._client, filename, purpose="batch")), None)
 
     async def upload(self, path: Path, filename: str) -> str:
         with path.open("rb") as lines:
@@ -71,20 +62,14 @@ class OpenAIBatcher:
         return _batch(batch)
 
     async def find(self, metadata: dict[str, str], input_file: str, *, not_before: int) -> list[Batch]:
-        """Read newest first: the list knows no filter."""
-        found: list[Batch] = []
-        page = await asked(self._client.batches.list(limit=100))
-        for _ in range(_LIST_PAGES_MAX):
-            batches = [_batch(batch) for batch in page.data]
-            found += [
-                batch
-                for batch in batches
-                if batch.input_file == input_file or all(batch.metadata.get(k) == v for k, v in metadata.items())
-            ]
-            if not page.has_next_page() or (batches and batches[-1].created_at < not_before):
-                break
-            page = await asked(page.get_next_page())
-        return sorted((batch for batch in found if batch.created_at >= not_before), key=lambda batch: batch.created_at)
+        return await lost_jobs(
+            pages(self._client.batches.list(limit=100)),
+            _batch,
+            metadata,
+            file=lambda batch: batch.input_file,
+            of_file=input_file,
+            not_before=not_before,
+        )
 
     async def poll(self, batch_id: str) -> Batch | None:
         try:
