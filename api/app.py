@@ -21,7 +21,7 @@ from api.allowance import Allowances
 from api.deps import Services
 from api.keyring import KeyRing
 from api.middleware import RequestContext
-from api.routers import api_keys, files, jobs, service, webhooks
+from api.routers import api_keys, files, jobs, provider_events, service, webhooks
 from api.validation import request_error
 from api.watch import Slots, Watcher
 from shared.endpoints import Destinations, Endpoints
@@ -30,12 +30,16 @@ from shared.files import FileLimits, Files
 from shared.jobs import Bell, Jobs
 from shared.planning import Planner
 from shared.pricing import Prices
+from shared.provider_events import ProviderEvents
 from shared.queue import Doorbell, celery_app
 from shared.rules import Limits
 from shared.settings import Settings
 from shared.store import Store
 
-ROUTERS: Final = (jobs.router, files.router, webhooks.router, api_keys.router, service.router)
+ROUTERS: Final = (jobs.router, files.router, webhooks.router, provider_events.router, api_keys.router, service.router)
+
+
+_PROVIDER_EVENTS_PER_MINUTE: Final = 6_000  # of one provider
 
 
 class NoAdminKey(RuntimeError):
@@ -83,6 +87,8 @@ def create_app(settings: Settings, *, store: Store | None = None, doorbell: Bell
         endpoints=Endpoints(used_store, _destinations(settings)),
         keyring=KeyRing(used_store.api_keys),
         allowances=Allowances(used_store.rates, settings.requests_per_minute),
+        provider_events=ProviderEvents(used_store.followed, _event_secrets(settings), job_cases.ring),
+        event_allowances=Allowances(used_store.rates, _PROVIDER_EVENTS_PER_MINUTE),
         watcher=watcher,
         waits=Slots(most=settings.waits_max),
         streams=Slots(most=settings.streams_max, most_per_tenant=settings.streams_per_tenant_max),
@@ -129,6 +135,14 @@ def _destinations(settings: Settings) -> Destinations:
         ports=settings.webhook_ports,
         allow_networks=settings.webhook_allow_networks,
     )
+
+
+def _event_secrets(settings: Settings) -> dict[str, str]:
+    return {
+        name: provider.webhook_secret.get_secret_value()
+        for name, provider in settings.providers.items()
+        if provider.webhook_secret is not None
+    }
 
 
 async def _domain_error(request: Request, error: Exception) -> Response:

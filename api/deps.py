@@ -26,6 +26,7 @@ from shared.files import Files
 from shared.ids import TenantId
 from shared.jobs import Jobs
 from shared.planning import Planner
+from shared.provider_events import ProviderEvents
 from shared.rules import invalid
 from shared.settings import Settings
 from shared.store import Store
@@ -52,6 +53,8 @@ class Services:
     endpoints: Endpoints
     keyring: KeyRing
     allowances: Allowances
+    provider_events: ProviderEvents
+    event_allowances: Allowances
     watcher: Watcher
     waits: Slots
     streams: Slots
@@ -188,7 +191,7 @@ def _too_large(limit: int) -> BodyTooLarge:
     return BodyTooLarge(f"The body may have at most {limit:,} bytes.")
 
 
-def _require_json(request: Request) -> None:
+def require_json(request: Request) -> None:
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     is_json = media_type == "application/json" or (
         media_type.startswith("application/") and media_type.endswith("+json")
@@ -243,7 +246,7 @@ def json_body(model: type[Body], *, optional: bool = False) -> Any:
         )
         if optional and declared_empty:
             return validated(model, {})
-        _require_json(request)
+        require_json(request)
         body = await read_body(request, services.settings.body_max_bytes)
         return await asyncio.to_thread(read, body) if len(body) > _LARGE_BODY_BYTES else read(body)
 

@@ -68,6 +68,13 @@ PROBLEMS: Final[Mapping[str, Problem]] = {
         "`Idempotency-Key` is empty, longer than 255 characters or not plain ASCII.",
         "Send a fresh UUID for every request you mean to make once.",
     ),
+    "invalid_signature": Problem(
+        400,
+        "The signature does not verify",
+        "An event for `/v1/provider_events/{provider}` is not signed with the secret that the operator has set for this"
+        " provider, or more than five minutes ago.",
+        "Set the provider's `webhook_secret` to what the provider showed when the webhook was made; check both clocks.",
+    ),
     # --- 401, 403
     "missing_api_key": Problem(
         401,

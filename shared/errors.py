@@ -12,7 +12,8 @@ DistillError                      code, retryable; `str()` is the sentence the c
 │   ├── TooMany                   rate_limited, too_many_active_jobs (worth a retry, after the time it names)
 │   ├── IdempotencyKeyReused      idempotency_key_reused
 │   ├── Conflict                  idempotency_in_progress, job_not_finished, job_not_cancellable, job_not_terminal, …
-│   └── BadRequest                malformed_json, malformed_form, invalid_cursor, invalid_idempotency_key
+│   └── BadRequest                malformed_json, malformed_form, invalid_cursor, invalid_idempotency_key,
+│                                 invalid_signature
 ├── StoreError                    store_unavailable, store_full (both worth a retry)
 ├── ProviderError                 what a teacher or trainer answered; worker-side, decides retry or pause
 │   ├── ProviderUnavailable       no usable answer: time-out, dropped connection, 5xx, garbage (may have been billed)

@@ -86,7 +86,7 @@ class Jobs:
             )
         except NotFound:  # the file, or the last job that kept it, was deleted this very moment
             raise (unknown_job() if plan.spec.source == "job" else unknown_file()) from None
-        self._ring(job.id)
+        self.ring(job.id)
         return job
 
     async def retry(
@@ -212,7 +212,7 @@ class Jobs:
             receipt = await self._store.purging.receipt(tenant, checked)
             assert receipt is not None
         if receipt.purged is None:
-            self._ring(checked, PURGE_JOB)
+            self.ring(checked, PURGE_JOB)
         return receipt
 
     async def _change(self, tenant: TenantId, job_id: str, decide: Callable[[Job], Awaitable[Change | None]]) -> Job:
@@ -224,13 +224,13 @@ class Jobs:
                 return job
             written = await self._store.jobs.change(job, change)
             if not isinstance(written, Refused):
-                self._ring(job.id)
+                self.ring(job.id)
                 return await self.get(tenant, job_id)
         raise StoreError("The job is changing too fast to be steered.  Try again in a moment.")
 
     # --- ringing -----------------------------------------------------------------------------------------------------
 
-    def _ring(self, job_id: JobId, task_name: str = ADVANCE_JOB) -> None:
+    def ring(self, job_id: JobId, task_name: str = ADVANCE_JOB) -> None:
         """Never waited for: a bell that is lost is rung again by the sweep."""
         if len(self._rings) < _RINGS_MAX:
             task = asyncio.get_running_loop().create_task(self._doorbell.ring(task_name, job_id))

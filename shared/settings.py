@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import tomllib
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 ENV_PREFIX = "DISTILL_"
+_SIGNING_KEY_BYTES_MIN = 16
 
 
 def _redis_url(url: str) -> str:
@@ -29,6 +31,10 @@ class ProviderSettings(BaseModel):
     base_url: str = Field(description="root of its API, ending in /v1 or the like")
     api_key: SecretStr | None = Field(None, description="sent as Bearer token")
     api_key_file: Path | None = Field(None, description="file that holds the key; read at start")
+    webhook_secret: SecretStr | None = Field(
+        None, description="verifies the events it sends to /v1/provider_events/<name>: whsec_…"
+    )
+    webhook_secret_file: Path | None = Field(None, description="file that holds that secret; read at start")
     prices: str | None = Field(None, description="price list to use: a genai-prices provider id; null means unpriced")
     can_train: bool = Field(True, description="serves files and fine_tuning.jobs")
     can_store: bool = Field(False, description="keeps completions asked with store: true, listable by metadata")
@@ -42,10 +48,24 @@ class ProviderSettings(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _key_from_file(cls, values: Any) -> Any:
-        if isinstance(values, dict) and values.get("api_key_file") and not values.get("api_key"):
-            return values | {"api_key": Path(values["api_key_file"]).read_text(encoding="utf-8").strip()}
+    def _secrets_from_files(cls, values: Any) -> Any:
+        for name in ("api_key", "webhook_secret"):
+            if isinstance(values, dict) and values.get(f"{name}_file") and not values.get(name):
+                values = values | {name: Path(values[f"{name}_file"]).read_text(encoding="utf-8").strip()}
         return values
+
+    @field_validator("webhook_secret")
+    @classmethod
+    def _can_verify(cls, secret: SecretStr | None) -> SecretStr | None:
+        """A secret that verifies nothing would be told by silence: every event refused."""
+        if secret is not None:
+            try:
+                key = base64.b64decode(secret.get_secret_value().removeprefix("whsec_"), validate=True)
+            except ValueError:
+                key = b""
+            if len(key) < _SIGNING_KEY_BYTES_MIN:
+                raise ValueError("must be whsec_ and base64, as the provider shows it")
+        return secret
 
 
 class SecretFiles(PydanticBaseSettingsSource):
@@ -85,6 +105,11 @@ class Settings(BaseSettings):
     )
     openai_base_url: str = Field(
         "https://api.openai.com/v1", validation_alias="OPENAI_BASE_URL", description="of the provider `openai`"
+    )
+    openai_webhook_secret: SecretStr | None = Field(
+        None,
+        validation_alias="OPENAI_WEBHOOK_SECRET",
+        description="verifies what OpenAI sends to /v1/provider_events/openai",
     )
     providers: dict[str, ProviderSettings] = Field({}, description="further providers by name, as JSON or nested names")
     providers_file: Path | None = Field(None, description="TOML file with one table per provider")
@@ -164,6 +189,7 @@ class Settings(BaseSettings):
             merged["openai"] = ProviderSettings(
                 base_url=self.openai_base_url,
                 api_key=self.openai_api_key,
+                webhook_secret=self.openai_webhook_secret,
                 prices="openai",
                 can_store=True,
                 can_batch=True,

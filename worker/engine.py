@@ -73,10 +73,15 @@ class Engine:
             await self._advance(job_id)
 
     async def _bell_was_missed(self, job_id: JobId) -> bool:
-        """Whether a pass ended while this worker decided to wait for it: its bell found the lease held."""
+        """Whether a pass ended, or a provider told of a change, while this worker decided to wait for it: the bell
+        found the lease held."""
         try:
             job = await self._jobs.load(job_id)
-            if job is None or job.status is not JobStatus.RUNNING or job.stage_attempts:
+            if job is None or job.status not in _TIMED or job.stage_attempts:
+                return False
+            if job.stage is Stage.TRAINING or (job.stage is Stage.GENERATING and job.batches):
+                return await self._tools.store.followed.take_hint(job_id)
+            if job.status is not JobStatus.RUNNING:
                 return False
             if job.stage is Stage.GENERATING:
                 waited_for = [teacher_plan(job)]

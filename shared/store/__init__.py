@@ -17,6 +17,7 @@ from shared.store.connection import Scripts, ask, connect
 from shared.store.content import ContentStore
 from shared.store.deliveries import DeliveryStore
 from shared.store.files import FileStore
+from shared.store.followed import FollowedStore
 from shared.store.idempotency import IdempotencyStore
 from shared.store.jobs import JobStore
 from shared.store.passes import PassStore
@@ -39,6 +40,7 @@ class Store:
         self.passes = PassStore(client, scripts)
         self.content = ContentStore(client)
         self.files = FileStore(client, scripts)
+        self.followed = FollowedStore(client, scripts)
         self.deliveries = DeliveryStore(client, scripts)
         self.webhooks = WebhookStore(client, scripts)
         self.rates = RateStore(client, scripts)

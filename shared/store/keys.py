@@ -176,6 +176,28 @@ def rate(endpoint: str, model: str) -> str:
     return f"d:rate:{endpoint}:{model}"
 
 
+def awaited(provider: str, object_id: str) -> str:
+    """STRING, id of the job that waits for this fine-tuning job or batch of the provider's.  Lives three days after
+    the last look at it."""
+    return f"d:p:{provider}:awaited:{object_id}"
+
+
+def noticeboard(provider: str) -> str:
+    """HASH, fine-tuning job id → `<unix ms of reading> <the job as JSON, or - when it was not on the list>`: what one
+    worker has read for all.  Lives an hour after the last reading."""
+    return f"d:p:{provider}:board"
+
+
+def provider_event(provider: str, event_id: str) -> str:
+    """STRING, there for 15 minutes after the provider sent an event with this id: longer than its signature holds."""
+    return f"d:p:{provider}:event:{event_id}"
+
+
+def hint(job_id: JobId) -> str:
+    """STRING, there from a provider's event about the job until a worker looks; a minute at most."""
+    return f"d:{{{job_id}}}:hint"
+
+
 DUE: Final = "d:due"
 """ZSET, the one clock: `job:<id>`, `dlv:<id>` or `exp:<id>` (a job to be purged) → unix ms when somebody must look."""
 

@@ -68,6 +68,7 @@ class BatchLimits:
 
 async def generate_by_batches(job: Job, tools: Tools, save: Save, limits: BatchLimits | None = None) -> Outcome:
     """One look at the batches of the teacher's pass."""
+    await tools.store.followed.take_hint(job.id)  # we look now
     return await _Batches(job, tools, save, limits or BatchLimits()).advance()
 
 
@@ -195,6 +196,8 @@ class _Batches:
         plan = teacher_plan(job)
         provider = tools.providers.settings(plan.provider)
         self._job = job
+        self._followed = tools.store.followed
+        self._provider = plan.provider
         self._pass_id = PassId(job.id, plan.name)
         self._passes = tools.store.passes
         self._content = tools.store.content
@@ -462,6 +465,7 @@ class _Batches:
     async def _submitted(self, number: int, batch: Batch) -> float:
         run = replace(self._runs[number], step="submitted", batch_id=batch.id, status=batch.status)
         await self._keep(number, run)
+        await self._followed.expect(self._provider, batch.id, self._job.id)
         self._say(number, f"is submitted with {run.requests} requests.", {"requests": run.requests})
         return self._settings.poll_min_seconds
 
@@ -485,6 +489,7 @@ class _Batches:
         assert run.batch_id is not None
         if run.submissions > 1:
             await self._found(number)  # an earlier submission may have shown itself after all
+        await self._followed.expect(self._provider, run.batch_id, self._job.id)
         batch = await self._batcher.poll(run.batch_id)
         if batch is None:
             await self._collect(number, replace(run, status="deleted", output_file=None, error_file=None))

@@ -15,6 +15,7 @@ from worker.stages.submission import LOOK_FOR_LOST_SECONDS, BudgetReached, Submi
 
 async def train(job: Job, tools: Tools, save: Save) -> Outcome:
     """One step for every student that has not ended; done when all have."""
+    await tools.store.followed.take_hint(job.id)  # we look now
     tunes = list(job.fine_tunes)
     events: list[Event] = []
     waits: list[float] = []
@@ -32,9 +33,11 @@ async def train(job: Job, tools: Tools, save: Save) -> Outcome:
             continue
         try:
             if tune.step == "submitted":
+                await _expect(job, number, tune, tools)
                 wait = await Following(job, number, tools, keep, events).look(tune)
             else:
                 wait = await Submission(job, number, tools, keep, events).advance(tune)
+                await _expect(job, number, tunes[number], tools)
         except BudgetReached:
             return _budget_reached(job)
         if wait is not None:
@@ -44,6 +47,12 @@ async def train(job: Job, tools: Tools, save: Save) -> Outcome:
     if any(tune.status == "succeeded" for tune in tunes):
         return Done(events=events)
     return Fail(next(tune.error for tune in tunes if tune.error is not None), events=events)
+
+
+async def _expect(job: Job, number: int, tune: FineTune, tools: Tools) -> None:
+    """The provider's events about this fine-tuning job are for this job."""
+    if tune.fine_tuning_job_id is not None:
+        await tools.store.followed.expect(job.spec.students[number].provider, tune.fine_tuning_job_id, job.id)
 
 
 def _budget_reached(job: Job) -> Outcome:
