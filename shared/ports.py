@@ -182,11 +182,14 @@ class TrainingEvent(msgspec.Struct, frozen=True):
 class Trainer(Protocol):
     """Whoever turns a dataset and a base model into a fine-tuned model.  Every call is made once, without retries."""
 
-    async def find_file(self, filename: str) -> str | None:
-        """Id of the newest file of this name, or None."""
+    async def find_files(self, prefix: str, *, not_before: int) -> list[str]:
+        """Ids of the training files whose names begin so, uploaded at or after `not_before` (unix s), newest first."""
+
+    async def delete_file(self, file_id: str) -> bool:
+        """Whether it was there still."""
 
     async def upload(self, path: Path, filename: str) -> str:
-        """Id of the stored training file."""
+        """Id of the stored training file, of any size: in one request, or in parts where it is too large for one."""
 
     async def submit(self, request: TrainingRequest) -> TrainingJob: ...
 

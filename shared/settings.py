@@ -44,6 +44,8 @@ class ProviderSettings(BaseModel):
     tokens_per_minute: int | None = Field(None, ge=1, description="shared by all workers; null: learned")
     timeout_seconds: float = Field(120.0, gt=0, le=900, description="one completion, whole")
     answer_max_bytes: int = Field(8_000_000, ge=10_000, description="a longer answer is refused, not read")
+    upload_max_bytes: int = Field(512_000_000, ge=1_000, description="a larger training file goes up in parts")
+    upload_part_bytes: int = Field(64_000_000, ge=1_000, le=64 * 1024**2, description="of each part but the last")
     client: Literal["lean", "sdk"] = Field("lean", description="what sends completions: pyreqwest or the openai SDK")
 
     @model_validator(mode="before")

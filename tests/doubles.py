@@ -85,6 +85,8 @@ class ScriptedTrainer:
         self.faults: dict[str, BaseException] = {}
         self.calls: list[str] = []
         self.visible_after = 0  # finds that do not see a new job yet
+        self.uploads = 0
+        self.files_unlisted = 0  # the newest files, which the next list does not show yet
         self.status = "succeeded"
 
     @contextlib.contextmanager
@@ -96,14 +98,23 @@ class ScriptedTrainer:
         if (error := self.faults.pop(name + "!", None)) is not None:
             raise error
 
-    async def find_file(self, filename: str) -> str | None:
-        with self._call("find_file"):
-            return next((id_ for id_, name, _ in reversed(self.files) if name == filename), None)
+    async def find_files(self, prefix: str, *, not_before: int) -> list[str]:
+        with self._call("find_files"):
+            shown = self.files[: len(self.files) - self.files_unlisted]
+            self.files_unlisted = max(0, self.files_unlisted - 1)
+            return [id_ for id_, name, _ in reversed(shown) if name.startswith(prefix)]
+
+    async def delete_file(self, file_id: str) -> bool:
+        with self._call("delete_file"):
+            self.files = [file for file in self.files if file[0] != file_id]
+        return True
 
     async def upload(self, path: Path, filename: str) -> str:
+        self.uploads += 1
+        file_id = f"file-{self.uploads}"
         with self._call("upload"):
-            self.files.append((f"file-{len(self.files)}", filename, path.read_bytes()))
-        return self.files[-1][0]
+            self.files.append((file_id, filename, path.read_bytes()))
+        return file_id
 
     async def submit(self, request: TrainingRequest) -> TrainingJob:
         with self._call("submit"):

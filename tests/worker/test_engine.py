@@ -5,8 +5,9 @@ import contextlib
 import itertools
 
 import pytest
-from builders import a_job, a_spec, accepted, claimed, loaded, prompts
+from builders import accepted, claimed, loaded, prompts
 from doubles import Flaky, Lab, ScriptedTeacher, ScriptedTrainer, pumping, until
+from engines import Killed, a_whole_job, an_engine, in_training, let_the_lease_run_out, rung, through_crashes
 
 from shared.errors import (
     ProviderAuthFailed,
@@ -15,14 +16,9 @@ from shared.errors import (
     ProviderTrainingClosed,
     ProviderUnavailable,
 )
-from shared.lifecycle import TERMINAL, JobStatus, PausedReason, Stage
-from shared.models import Curation, FineTune, Manifest, Split, Student
-from shared.pricing import Prices
-from shared.settings import Settings
+from shared.lifecycle import JobStatus, PausedReason, Stage
 from shared.store.jobs import Change
 from shared.store.passes import Halt, PassId
-from worker.engine import Engine
-from worker.stages import Tools
 
 pytestmark = pytest.mark.anyio
 S = JobStatus
@@ -32,59 +28,6 @@ LOST = ProviderUnavailable("The answer was lost.", provider_code="timeout")
 @pytest.fixture
 def store(real_store):
     return real_store
-
-
-def the_settings(**fields):
-    defaults = {
-        "redis_url": "redis://unused",
-        "secret_key": "s" * 32,
-        "smoke_completions": 0,
-        "poll_min_seconds": 0.01,
-        "poll_max_seconds": 0.02,
-        "takeover_grace_seconds": 0.0,
-        "lease_seconds": 1.0,
-        "retry_base_seconds": 0.001,
-        "retry_cap_seconds": 0.002,
-        "unknown_outcome_wait_seconds": 0.2,
-    }
-    return Settings(_env_file=None, **defaults | fields)
-
-
-def an_engine(store, lab=None, **fields):
-    return Engine(Tools(store, lab or Lab(), Prices(), the_settings(**fields), lambda: None))
-
-
-class Killed(BaseException):
-    """The process is gone: nothing is caught, nothing is written, the lease stays."""
-
-
-async def let_the_lease_run_out(store, job):
-    await store._redis.hset(f"d:{{{job.id}}}:job", "lease_until_ms", 1)
-
-
-async def rung(store, engine, job, *, times=60, until_status=None):
-    """Ring for the job again and again, as the sweep would, until it has ended or stands where it should."""
-    for _ in range(times):
-        await engine.advance(job.id)
-        found = await loaded(store, job.id)
-        if found.status in TERMINAL or found.status is until_status:
-            return found
-        await asyncio.sleep(0.01)
-    return await loaded(store, job.id)
-
-
-def a_whole_job(count=40, **fields):
-    spec = a_spec(split=Split(holdout=0.25, validation=0.1), curation=Curation(min_accepted=1), **fields)
-    return a_job(spec=spec, chunk_size=10, fine_tunes=[FineTune() for _ in spec.students])
-
-
-async def in_training(store, *, students=1):
-    """A job whose dataset is curated and whose students wait for their training."""
-    spec = a_spec(students=[Student(provider="lab", model=f"base-{n}") for n in range(students)])
-    job = await accepted(store, a_job(spec=spec), prompts(2))
-    manifest = Manifest(sha256="ab" * 32, holdout_sha256="cd" * 32, train=2, validation=0, holdout=0, rejected={})
-    await store.jobs.change(job, Change(status=S.RUNNING, set={"stage": Stage.TRAINING, "manifest": manifest}))
-    return await loaded(store, job.id)
 
 
 # --- the way through -------------------------------------------------------------------------------------------------
@@ -159,12 +102,12 @@ async def test_a_job_past_its_deadline_fails_and_its_training_is_cancelled(store
 
 async def test_a_defect_in_a_stage_is_tried_again_a_bounded_number_of_times(store):
     lab, job = Lab(), await in_training(store)
-    lab.the_trainer.faults = {"find_file": ValueError("one defect")}
+    lab.the_trainer.faults = {"find_files": ValueError("one defect")}
 
     assert (await rung(store, an_engine(store, lab), job, until_status=None, times=9)).stage is not Stage.GENERATING
 
     class Broken(ScriptedTrainer):
-        async def find_file(self, filename):
+        async def find_files(self, prefix, *, not_before):
             raise ValueError("the same defect, always")
 
     again = await in_training(store)
@@ -284,7 +227,7 @@ async def _in_stage(store, engine, job, stage):
 
 # --- exactly one fine-tuning job -------------------------------------------------------------------------------------
 
-CALLS = [f"{call}{when}" for call in ("find_file", "upload", "submit", "find", "poll") for when in ("", "!")]
+CALLS = [f"{call}{when}" for call in ("find_files", "upload", "submit", "find", "poll") for when in ("", "!")]
 
 
 @pytest.mark.parametrize("fault", [Killed(), LOST], ids=["killed", "no answer"])
@@ -292,10 +235,10 @@ CALLS = [f"{call}{when}" for call in ("find_file", "upload", "submit", "find", "
 async def test_a_crash_at_any_call_to_the_trainer_leaves_one_submission(store, call, fault):
     trainer, job = ScriptedTrainer(), await in_training(store)
     trainer.faults[call] = fault
-    if call.startswith("find") and call != "find_file":
+    if call.startswith("find") and call != "find_files":
         trainer.faults["submit!"] = LOST
 
-    ended = await _through_crashes(store, trainer, job)
+    ended = await through_crashes(store, Lab(trainer=trainer), job)
 
     assert [tune.step for tune in ended.fine_tunes] == ["ended"]
     assert len(trainer.files) == 1
@@ -321,7 +264,7 @@ async def test_a_crash_at_any_write_of_the_row_leaves_one_submission(store, save
 
     store.jobs.change = killed_at_one
 
-    ended = await _through_crashes(store, trainer, job)
+    ended = await through_crashes(store, Lab(trainer=trainer), job)
 
     assert [tune.step for tune in ended.fine_tunes] == ["ended"]
     assert (len(trainer.files), len(trainer.submitted)) == (1, 1)
@@ -332,7 +275,7 @@ async def test_a_submission_that_shows_late_is_adopted_and_not_made_again(store)
     trainer.faults["submit!"] = LOST
     trainer.visible_after = 2
 
-    ended = await _through_crashes(store, trainer, job, unknown_outcome_wait_seconds=5)
+    ended = await through_crashes(store, Lab(trainer=trainer), job, unknown_outcome_wait_seconds=5)
 
     assert ended.fine_tunes[0].fine_tuning_job_id == "ftjob-0"
     assert len(trainer.submitted) == 1
@@ -342,7 +285,7 @@ async def test_a_submission_that_never_arrived_is_made_again(store):
     trainer, job = ScriptedTrainer(), await in_training(store)
     trainer.faults["submit"] = LOST
 
-    ended = await _through_crashes(store, trainer, job, unknown_outcome_wait_seconds=0.05)
+    ended = await through_crashes(store, Lab(trainer=trainer), job, unknown_outcome_wait_seconds=0.05)
 
     assert (len(trainer.jobs), ended.fine_tunes[0].status) == (1, "succeeded")
 
@@ -353,14 +296,14 @@ async def test_of_two_submissions_the_one_that_is_followed_is_kept(store):
     trainer.visible_after = 10
 
     async def look():
-        ended = await _through_crashes(store, trainer, job, unknown_outcome_wait_seconds=0.01, times=8)
+        ended = await through_crashes(store, Lab(trainer=trainer), job, unknown_outcome_wait_seconds=0.01, times=8)
         trainer.visible_after = 0
         return ended
 
     trainer.status = "running"
     await look()
     trainer.status = "succeeded"
-    ended = await _through_crashes(store, trainer, job)
+    ended = await through_crashes(store, Lab(trainer=trainer), job)
 
     assert len(trainer.jobs) == 2
     assert ended.fine_tunes[0].fine_tuning_job_id not in trainer.cancelled
@@ -374,7 +317,7 @@ async def test_of_two_submissions_the_one_that_is_followed_is_kept(store):
 async def test_students_of_one_provider_do_not_take_each_others_jobs(store, keeps_metadata):
     trainer, job = ScriptedTrainer(keeps_metadata=keeps_metadata), await in_training(store, students=2)
 
-    ended = await _through_crashes(store, trainer, job)
+    ended = await through_crashes(store, Lab(trainer=trainer), job)
 
     assert [tune.fine_tuning_job_id for tune in ended.fine_tunes] == ["ftjob-0", "ftjob-1"]
     assert trainer.cancelled == []
@@ -392,7 +335,7 @@ async def test_a_definite_no_fails_the_job_and_is_not_asked_again(store, error, 
     trainer, job = ScriptedTrainer(), await in_training(store)
     trainer.faults["submit"] = error
 
-    ended = await _through_crashes(store, trainer, job)
+    ended = await through_crashes(store, Lab(trainer=trainer), job)
 
     assert (ended.status, ended.error.code) == (S.FAILED, code)
     assert trainer.calls.count("submit") == 1
@@ -421,21 +364,6 @@ async def test_a_job_that_fails_in_training_leaves_no_training_behind(store):
     assert sorted(trainer.cancelled) == ["ftjob-0", "ftjob-1"]
 
 
-async def _through_crashes(store, trainer, job, *, times=60, **fields):
-    """Worker after worker takes the job, each with a new engine, until training is over."""
-    for _ in range(times):
-        engine = an_engine(store, Lab(trainer=trainer), **fields)
-        try:
-            await engine.advance(job.id)
-        except Killed:
-            await let_the_lease_run_out(store, job)
-        found = await loaded(store, job.id)
-        if found.status in TERMINAL or found.stage is Stage.EVALUATING:
-            return found
-        await asyncio.sleep(0.01)
-    return await loaded(store, job.id)
-
-
 # --- the store -------------------------------------------------------------------------------------------------------
 
 
@@ -450,7 +378,7 @@ async def test_a_store_that_is_away_for_a_moment_costs_the_job_nothing(store):
         await an_engine(store, lab).advance(job.id)
         await let_the_lease_run_out(store, job)
     store.jobs.fail.clear()
-    ended = await _through_crashes(store, trainer, job)
+    ended = await through_crashes(store, Lab(trainer=trainer), job)
 
     assert ended.fine_tunes[0].step == "ended"
     assert len(trainer.submitted) == 1

@@ -31,7 +31,8 @@ from shared.ports import (
 )
 from shared.settings import ProviderSettings
 from worker.providers.answers import parse_completion
-from worker.providers.sdk import asked, files_named, lost_jobs, pages, sdk_client
+from worker.providers.sdk import asked, deleted, files_named, lost_jobs, pages, sdk_client
+from worker.providers.uploads import size_of, upload_in_parts
 
 T = TypeVar("T")
 _log: Final = structlog.get_logger()
@@ -179,12 +180,19 @@ class OpenAITrainer:
     """Files, fine-tuning jobs and models of one endpoint."""
 
     def __init__(self, provider: ProviderSettings, *, timeout_seconds: float) -> None:
+        self._provider = provider
         self._client = sdk_client(provider, timeout_seconds)
 
-    async def find_file(self, filename: str) -> str | None:
-        return next(iter(await files_named(self._client, filename, purpose="fine-tune")), None)
+    async def find_files(self, prefix: str, *, not_before: int) -> list[str]:
+        return await files_named(self._client, "fine-tune", prefix, not_before=not_before)
+
+    async def delete_file(self, file_id: str) -> bool:
+        return await deleted(self._client.files.delete(file_id))
 
     async def upload(self, path: Path, filename: str) -> str:
+        if size_of(path) > self._provider.upload_max_bytes:
+            part_bytes = self._provider.upload_part_bytes
+            return await upload_in_parts(self._client, path, filename, purpose="fine-tune", part_bytes=part_bytes)
         with path.open("rb") as lines:
             file = await asked(
                 self._client.files.create(file=(filename, lines, "application/jsonl"), purpose="fine-tune")

@@ -46,7 +46,7 @@ class OpenAIBatcher:
         self._line_max_bytes = provider.answer_max_bytes + _WRAPPING_BYTES
 
     async def find_file(self, filename: str) -> str | None:
-        return next(iter(await files_named(self._client, filename, purpose="batch")), None)
+        return next(iter(await files_named(self._client, "batch", filename, not_before=0)), None)
 
     async def upload(self, path: Path, filename: str) -> str:
         with path.open("rb") as lines:

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Final, Protocol, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 import openai
 from openai import AsyncOpenAI
 from openai.pagination import AsyncCursorPage
 
-from shared.errors import ProviderUnavailable
+from shared.errors import ProviderModelMissing, ProviderUnavailable
 from shared.settings import ProviderSettings
 from worker.providers.answers import error_of
 
@@ -70,16 +70,23 @@ async def pages(first: Awaitable[AsyncCursorPage[Raw]]) -> AsyncIterator[list[Ra
         page = await asked(page.get_next_page())
 
 
-async def files_named(client: AsyncOpenAI, filename: str, *, purpose: str) -> list[str]:
-    """Ids of the files of this name, newest first.  A name is ours for minutes: where it was found, it is not looked
-    for beyond the next page."""
+async def files_named(client: AsyncOpenAI, purpose: Any, prefix: str, *, not_before: int) -> list[str]:
+    """Ids of files of one purpose whose names begin with `prefix`, newest first, read down to `not_before` (unix s)."""
     found: list[str] = []
     async for page in pages(client.files.list(purpose=purpose, limit=1000, order="desc")):
-        here = [file.id for file in page if file.filename == filename]
-        if found and not here:
+        found += [file.id for file in page if file.filename.startswith(prefix)]
+        if page and page[-1].created_at < not_before:
             break
-        found += here
     return found
+
+
+async def deleted(answer: Awaitable[Any]) -> bool:
+    """Whether the thing was there to be deleted: after a 404 it is gone just the same."""
+    try:
+        await asked(answer)
+    except ProviderModelMissing:
+        return False
+    return True
 
 
 async def lost_jobs(

@@ -39,6 +39,11 @@ class StudentStep:
         self._keep = keep
         self._events = events
 
+    @property
+    def _not_before(self) -> int:
+        """Unix time before which nothing at the provider is this job's."""
+        return self._job.created_at_ms // 1000 - _CLOCK_SKEW_SECONDS
+
     def _price_list(self) -> str | None:
         return self._tools.providers.settings(self._student.provider).prices
 
@@ -47,11 +52,10 @@ class StudentStep:
         oldest.  All others are cancelled."""
         assert tune.training_file is not None
         assert tune.intent_at_ms is not None
-        not_before = self._job.created_at_ms // 1000 - _CLOCK_SKEW_SECONDS
         mine = metadata(self._job, self._number)
         jobs = [
             job
-            for job in await self._trainer.find(mine, tune.training_file, not_before=not_before)
+            for job in await self._trainer.find(mine, tune.training_file, not_before=self._not_before)
             if job.metadata.get("student", mine["student"]) == mine["student"]
         ]
         jobs.sort(key=lambda job: job.id != tune.fine_tuning_job_id)

@@ -8,6 +8,7 @@ cancelled.  (Measured: docs/decisions/0002.)"""
 from __future__ import annotations
 
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -21,6 +22,7 @@ from shared.errors import (
     ProviderModelMissing,
     ProviderQuotaExhausted,
     ProviderRateLimited,
+    ProviderRejected,
     ProviderTrainingClosed,
     ProviderUnavailable,
 )
@@ -38,13 +40,27 @@ class BudgetReached(Exception):
     """The training could cost more than is left of the job's budget."""
 
 
+class FileRefused(Exception):
+    """The provider does not take a training file, and said so for good."""
+
+    def __init__(self, tune: FineTune, split: str, cause: ProviderRejected) -> None:
+        super().__init__(split)
+        self.tune = tune
+        self.split = split
+        self.cause = cause
+
+
 class Submission(StudentStep):
     """From the dataset to a fine-tuning job at the provider."""
 
     async def advance(self, tune: FineTune) -> float | None:
         """Seconds until the next look, None when the student has ended."""
         if tune.step in {"new", "uploading"}:
-            tune = await self._upload(tune)
+            try:
+                tune = await self._upload(tune)
+            except FileRefused as refused:
+                await self._end(refused.tune, status="refused", error=self._refused_file(refused))
+                return None
         return await (self._submit(tune) if tune.step == "uploaded" else self._find_lost(tune))
 
     async def _upload(self, tune: FineTune) -> FineTune:
@@ -54,24 +70,30 @@ class Submission(StudentStep):
             tune = replace(tune, step="uploading")
             await self._keep(tune)
         if tune.training_file is None:
-            tune = replace(tune, training_file=await self._file("train"))
+            tune = replace(tune, training_file=await self._file(tune, "train"))
             await self._keep(tune)
         if tune.validation_file is None and self._job.manifest.validation:
-            tune = replace(tune, validation_file=await self._file("validation"))
+            tune = replace(tune, validation_file=await self._file(tune, "validation"))
         tune = replace(tune, step="uploaded")
         await self._keep(tune)
         return tune
 
-    async def _file(self, split: str) -> str:
+    async def _file(self, tune: FineTune, split: str) -> str:
         assert self._job.manifest is not None
         # A file of its own for each student: by it a submission is told from those of the other students.
         filename = f"distill-{self._job.id}-{self._job.manifest.sha256[:12]}-{self._number}-{split}.jsonl"
-        if (found := await self._trainer.find_file(filename)) is not None:
-            return found
+        if found := await self._trainer.find_files(filename, not_before=self._not_before):
+            for file_id in found[1:]:  # uploaded again before the first one showed
+                with suppress(ProviderError):
+                    await self._trainer.delete_file(file_id)
+            return found[0]
         with tempfile.TemporaryDirectory(prefix="distill-") as folder:
             path = Path(folder) / filename
             await self._write(path, split)
-            return await self._trainer.upload(path, filename)
+            try:
+                return await self._trainer.upload(path, filename)
+            except ProviderRejected as error:
+                raise FileRefused(tune, split, error) from None
 
     async def _write(self, path: Path, split: str) -> None:
         with path.open("wb") as lines:
@@ -148,6 +170,15 @@ class Submission(StudentStep):
         await self._keep(tune)
         self._say("info", f"Student {self._number} is submitted for fine-tuning.", {"fine_tuning_job_id": job.id})
         return self._settings.poll_min_seconds
+
+    def _refused_file(self, refused: FileRefused) -> JobError:
+        return replace(
+            job_error(refused.cause, Stage.TRAINING),
+            code="provider_rejected_training",
+            message=f"The provider refused the {refused.split} file, perhaps for its size.  The dataset is kept and "
+            "can be exported; submit a job with fewer prompts, or with a student at another provider.",
+            param=f"students.{self._number}",
+        )
 
     def _refusal(self, error: ProviderError) -> JobError:
         if isinstance(error, ProviderTrainingClosed):
