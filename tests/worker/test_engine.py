@@ -247,6 +247,38 @@ async def test_a_crash_at_any_call_to_the_trainer_leaves_one_submission(store, c
     assert len(trainer.submitted) == 1
 
 
+async def test_of_two_files_of_one_name_the_newest_is_used_and_the_other_deleted(store):
+    trainer, job = ScriptedTrainer(), await in_training(store)
+    engine = an_engine(store, Lab(trainer=trainer))
+    trainer.faults["upload!"] = LOST
+    await engine.advance(job.id)
+    trainer.files_unlisted = 1  # so that it is uploaded again
+    trainer.faults["upload!"] = LOST
+    await engine.advance(job.id)
+    assert [file_id for file_id, *_ in trainer.files] == ["file-1", "file-2"]
+
+    ended = await through_crashes(store, Lab(trainer=trainer), job)
+
+    assert [file_id for file_id, *_ in trainer.files] == [ended.fine_tunes[0].training_file] == ["file-2"]
+
+
+async def test_a_refused_file_ends_the_student_and_says_which(store):
+    trainer, job = ScriptedTrainer(), await in_training(store, validation=1)
+    upload = trainer.upload
+
+    async def refuses_the_second(path, filename):
+        if "validation" in filename:
+            raise ProviderRejected("Too large.", status=413)
+        return await upload(path, filename)
+
+    trainer.upload = refuses_the_second
+    ended = await through_crashes(store, Lab(trainer=trainer), job)
+
+    assert (ended.status, ended.error.code) == (S.FAILED, "provider_rejected_training")
+    assert "validation file" in ended.error.message
+    assert ended.fine_tunes[0].training_file == "file-1"  # is still known, and can be deleted
+
+
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize("save", range(1, 9))
 async def test_a_crash_at_any_write_of_the_row_leaves_one_submission(store, save, when):
