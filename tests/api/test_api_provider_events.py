@@ -149,8 +149,8 @@ OTHER = "whsec_" + base64.b64encode(b"somebody else's signing key").decode()
         {"webhook-id": "another"},
         {"webhook-id": ""},
         signed(an_event(), secret=OTHER),
-        signed(an_event(), age_seconds=400),
-        signed(an_event(), age_seconds=-400),
+        signed(an_event(), age_seconds=4_000),
+        signed(an_event(), age_seconds=-4_000),
     ],
 )
 async def test_whatever_is_not_signed_is_refused_and_moves_nothing(api: Api, wrong: dict[str, str]):
