@@ -51,18 +51,19 @@ async def completions(
     store: Store, secret: bytes, job: Job, *, after: str | None, limit: int, filters: Filters
 ) -> tuple[list[CompletionOut], bool]:
     """Up to `limit` completions in order of role and prompt, and whether there are more."""
-    start = (0, 0)
+    listed, first = plans(job), 0
     if after is not None:
         place = locate_completion(secret, job.id, after)
         if place is None:
             raise BadRequest("`after` is not the id of a completion of this job.", code="invalid_cursor", param="after")
-        start = (place[0], place[1] + 1)
+        while listed and listed[0].number != place[0]:
+            del listed[0]
+        first = place[1] + 1
     found: list[CompletionOut] = []
-    for plan in plans(job):
-        if plan.number < start[0] or (filters.role is not None and plan.role != filters.role):
+    for number, plan in enumerate(listed):
+        if filters.role is not None and plan.role != filters.role:
             continue
-        first = start[1] if plan.number == start[0] else 0
-        async for shown in _of_pass(store, job, plan, first):
+        async for shown in _of_pass(store, job, plan, 0 if number else first):
             if filters.admit(shown):
                 found.append(shown)
                 if len(found) > limit:
@@ -114,7 +115,7 @@ def _shown(
         prompt_index=kept.index if prompt.origin is None else prompt.origin,
         status=decision.status if decision else arrived,
         reason=decision.reason if decision else kept.reason,
-        split=decision.split if decision else ("holdout" if plan.prompt_set == "holdout" else None),
+        split=decision.split if decision else ("holdout" if plan.prompt_set != "source" else None),
         messages=prompt.messages,
         output=message,
         finish_reason=finish_reason,

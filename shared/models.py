@@ -34,8 +34,9 @@ class Prompt(Record, frozen=True, kw_only=True):
 
     messages: as Chat Completions takes them, system message included.  completion: an assistant message the caller
     already has; not asked again.  reference: the right answer where it is known; lets graders score the teacher.
-    origin: in the holdout, the prompt's index among the source prompts.  finish_reason: of a completion that the
-    provider has stored; one from a caller counts as whole."""
+    origin: of a prompt that was made from a source prompt (in the holdout, for a judge), that one's index.  place: of a
+    judge's prompt, which score it gives.  finish_reason: of a completion that the provider has stored; one from a
+    caller counts as whole."""
 
     messages: list[JsonObject]
     key: str | None = None
@@ -44,6 +45,7 @@ class Prompt(Record, frozen=True, kw_only=True):
     completion: JsonObject | None = None
     reference: str | None = None
     origin: int | None = None
+    place: int | None = None
     finish_reason: str | None = None
 
 

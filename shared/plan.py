@@ -6,21 +6,27 @@ from typing import Final, Literal
 
 import msgspec
 
+from shared.graders import ScoreModel, parse_graders
+from shared.judge import ANSWER_TOKENS
+from shared.lifecycle import Stage
 from shared.models import FineTune, Job, JsonObject, Prompt
 from shared.store.jobs import TEACHER
 
-Role = Literal["teacher", "base", "student"]
+Role = Literal["teacher", "base", "student", "judge"]
 
 #: Parameters that make sense for a reasoning teacher only; its students would refuse them.
 _TEACHER_ONLY: Final = frozenset({"reasoning_effort", "verbosity", "service_tier", "prompt_cache_key"})
 _METADATA_PAIRS_MAX: Final = 16
+_JUDGES_FROM: Final = 300  # pass numbers below are those of contestants
 
 
 class PassPlan(msgspec.Struct, frozen=True):
     """One model answering one prompt set.
 
-    number: 0 is the teacher, then base and student of each student in turn; part of the completion's id.
-    student: index into the job's students, None for the teacher.  fresh: just trained, so a 404 may pass."""
+    number: part of the completion's id; 0 is the teacher, then base and student of each student in turn, from 300 the
+    evaluation's judges.  prompt_set: `source`, `holdout`, or what a judge is asked, under the pass's own name.
+    param: where the request names the model.  student: index into the job's students, for contestants.
+    grader: index into the evaluation's graders, for its judges.  fresh: just trained, so a 404 may pass."""
 
     name: str
     number: int
@@ -28,15 +34,17 @@ class PassPlan(msgspec.Struct, frozen=True):
     provider: str
     model: str
     params: JsonObject
-    prompt_set: Literal["source", "holdout"]
+    prompt_set: str
+    param: str
     student: int | None = None
+    grader: int | None = None
     store: bool = False
     fresh: bool = False
 
 
 def teacher_plan(job: Job) -> PassPlan:
     teacher = job.spec.teacher
-    return PassPlan(TEACHER, 0, "teacher", teacher.provider, teacher.model, teacher.params, "source", None,
+    return PassPlan(TEACHER, 0, "teacher", teacher.provider, teacher.model, teacher.params, "source", "teacher.model",
                     store=job.spec.store)  # fmt: skip
 
 
@@ -45,7 +53,9 @@ def evaluation_plans(job: Job) -> list[PassPlan]:
     params = {name: value for name, value in job.spec.teacher.params.items() if name not in _TEACHER_ONLY}
     plans = []
     for i, (student, tune) in enumerate(zip(job.spec.students, job.fine_tunes, strict=False)):
-        base = PassPlan(f"base-{i}", 1 + 2 * i, "base", student.provider, student.model, params, "holdout", i)
+        base = PassPlan(
+            f"base-{i}", 1 + 2 * i, "base", student.provider, student.model, params, "holdout", f"students.{i}.model", i
+        )
         plans.append(base)
         if (tuned := answering_model(tune)) is not None:
             plans.append(
@@ -56,13 +66,57 @@ def evaluation_plans(job: Job) -> list[PassPlan]:
     return plans
 
 
+def judge_plans(job: Job) -> list[PassPlan]:
+    """The judges of the evaluation, each over what it is asked to compare."""
+    return [
+        PassPlan(
+            name=f"judge-{i}",
+            number=_JUDGES_FROM + i,
+            role="judge",
+            provider=grader.provider,
+            model=grader.model,
+            params={"max_completion_tokens": ANSWER_TOKENS},
+            prompt_set=f"judge-{i}",
+            param=f"evaluation.graders.{i}.model",
+            grader=i,
+        )
+        for i, grader in enumerate(parse_graders(job.spec.evaluation.graders))
+        if isinstance(grader, ScoreModel)
+    ]
+
+
 def answering_model(tune: FineTune) -> str | None:
     """The model to ask for a student's answers, once training has succeeded."""
     return tune.fine_tuned_model if tune.status == "succeeded" else None
 
 
 def plans(job: Job) -> list[PassPlan]:
-    return [teacher_plan(job), *evaluation_plans(job)]
+    """In the order in which their completions are listed."""
+    return [teacher_plan(job), *evaluation_plans(job), *judge_plans(job)]
+
+
+def phases(job: Job) -> list[list[PassPlan]]:
+    """The passes of the stage at which the job stands: those of one list are open together, each list after the one
+    before it is complete."""
+    match job.stage:
+        case Stage.GENERATING:
+            return [[teacher_plan(job)]]
+        case Stage.EVALUATING:
+            return [evaluation_plans(job), judge_plans(job)]
+        case _:
+            return []
+
+
+def pass_sizes(job: Job) -> dict[str, int]:
+    """The most prompts that each pass of the job can have, whether or not it was ever opened."""
+    held = job.manifest.holdout if job.manifest is not None else 0
+    contestants = [f"{role}-{i}" for role in ("base", "student") for i in range(len(job.spec.students))]
+    compared = 2 * held * (1 + len(contestants))
+    return {
+        TEACHER: job.counters.prompts_total,
+        **dict.fromkeys(contestants, held),
+        **{plan.name: compared for plan in judge_plans(job)},
+    }
 
 
 def request_body(job: Job, plan: PassPlan, prompt: Prompt, index: int) -> JsonObject:

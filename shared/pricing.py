@@ -30,6 +30,7 @@ import msgspec
 from genai_prices.data_snapshot import find_provider_by_id, get_snapshot
 from genai_prices.types import ModelInfo, ModelPrice, TieredPrices
 
+from shared.estimate import LEAST, MOST, Size, expected_calls, expected_trainings
 from shared.models import JobSpec, JsonObject, Prompt, Usage
 
 _FEMTO_IN_NANO: Final = 1_000_000  # rates are whole femto-dollars per token, so that "$0.0375 a million" stays exact
@@ -171,43 +172,24 @@ class Prices:
     def estimate(
         self, spec: JobSpec, price_lists: Mapping[str, str | None], *, prompts: int, asked: int, prompt_bytes: int
     ) -> Estimate:
-        """What the job may cost, from what such jobs usually look like: a range to plan by, not a bound.
+        """What the job may cost: a range to plan by (shared/estimate.py), not a bound.
 
-        price_lists: by provider name.  prompts: all of them; asked: those the teacher still has to answer.
-        prompt_bytes: of all prompts together.
-        Low: 5 bytes a token, answers of 16 tokens, one epoch where it is open.  High: 3 bytes a token, answers of
-        `max_completion_tokens` but at most 1,024 where that is larger or open, four epochs."""
-        cap = spec.teacher.params.get("max_completion_tokens") or spec.teacher.params.get("max_tokens")
-        limit = cap if isinstance(cap, int) else 1_024
-        holdout = prompts * spec.split.holdout
-        train = prompts - holdout - prompts * spec.split.validation
+        price_lists: by provider name.  asked: answers that the teacher still has to give."""
+        size = Size(prompts, asked, prompt_bytes)
         totals, unpriced = [0, 0], []
-        ranges = ((prompt_bytes / 5, min(16, limit), 1), (prompt_bytes / 3, min(1_024, limit), 4))
-        for end, (all_tokens, answer_tokens, epochs) in enumerate(ranges):
-            per_prompt = Usage(prompt_tokens=int(all_tokens / max(1, prompts)), completion_tokens=int(answer_tokens))
-            calls = [("/teacher/model", spec.teacher.provider, spec.teacher.model, float(asked))]
-            for number, student in enumerate(spec.students):
-                pointer = f"/students/{number}/model"
-                # The base and the distilled student both answer the holdout.
-                calls.append((pointer, student.provider, student.model, holdout))
-                calls.append((pointer, student.provider, f"ft:{student.model}", holdout))
-                n_epochs = student.hyperparameters.get("n_epochs", "auto")
-                trained = (
-                    (per_prompt.prompt_tokens + per_prompt.completion_tokens)
-                    * train
-                    * (n_epochs if isinstance(n_epochs, int) else epochs)
-                )
-                cost = self.training_nano(price_lists.get(student.provider), student.model, int(trained))
-                totals[end] += cost or 0
+        for place, end in enumerate((LEAST, MOST)):
+            for training in expected_trainings(spec, size, end):
+                cost = self.training_nano(price_lists.get(training.provider), training.model, training.tokens)
+                totals[place] += cost or 0
                 if cost is None:
-                    unpriced.append(pointer)
-            for pointer, provider, model, count in calls:
-                each = self.cost_nano(price_lists.get(provider), model, per_prompt)
-                if pointer == "/teacher/model" and spec.teacher.mode == "batch" and each is not None:
+                    unpriced.append(training.pointer)
+            for calls in expected_calls(spec, size, end):
+                each = self.cost_nano(price_lists.get(calls.provider), calls.model, calls.usage)
+                if calls.pointer == "/teacher/model" and spec.teacher.mode == "batch" and each is not None:
                     each = batch_nano(each)
-                totals[end] += int((each or 0) * count)
-                if each is None and count:
-                    unpriced.append(pointer)
+                totals[place] += int((each or 0) * calls.count)
+                if each is None and calls.count:
+                    unpriced.append(calls.pointer)
         return Estimate(totals[0], totals[1], tuple(dict.fromkeys(unpriced)))
 
     def _rates(self, price_list: str | None, model: str, tier: str | None, *, at: float | None = None) -> _Bands | None:

@@ -36,12 +36,13 @@ class Answer:
 @dataclass(frozen=True)
 class HoldoutExample:
     """reference: the right answer where the prompt has one; else the teacher's answer is what the others are held
-    against."""
+    against.  origin: the prompt's index among the source prompts."""
 
     prompt_key: str | None
     messages: list[JsonObject]
     reference: str | None
     teacher: Answer
+    origin: int | None = None
 
     @property
     def target(self) -> str | None:
@@ -57,6 +58,16 @@ class Contestant:
     model: str
     student: int | None
     answers: Sequence[Answer]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """What a judge has to compare: the answer of one row to one example, and what it is held against."""
+
+    row: int
+    example: int
+    output: str
+    target: str
 
 
 @dataclass(frozen=True)
@@ -109,6 +120,21 @@ def assemble(
         "students": [_student_out(row, first, min_score) for row in first if row.contestant.role == "student"],
         "samples": _samples(holdout, table),
     }
+
+
+def pairs_to_judge(holdout: Sequence[HoldoutExample], contestants: Sequence[Contestant]) -> list[Pair]:
+    """Everything a grader that is a judge must be asked, in the rows of `judged`: the teacher where there is a
+    reference, and every contestant that has answered."""
+    pairs = [
+        Pair(0, place, example.teacher.text, example.reference)
+        for place, example in enumerate(holdout)
+        if example.reference is not None and example.teacher.text is not None
+    ]
+    for row, who in enumerate(contestants, start=1):
+        for place, (example, answer) in enumerate(zip(holdout, who.answers, strict=True)):
+            if answer.text is not None and example.target is not None:
+                pairs.append(Pair(row, place, answer.text, example.target))
+    return pairs
 
 
 # --- rows ------------------------------------------------------------------------------------------------------------

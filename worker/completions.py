@@ -188,8 +188,7 @@ class Scribe:
         )
 
     def stop_error(self, error: ProviderError) -> JobError:
-        param = f"{self._plan.role}.model" if self._plan.role == "teacher" else f"students.{self._plan.student}.model"
-        return job_error(error, self._job.stage, param=param if error.code == "model_unknown" else None)
+        return job_error(error, self._job.stage, param=self._plan.param if error.code == "model_unknown" else None)
 
     def _billed(self, nano: int | None) -> int | None:
         return nano if nano is None or not self._batched else batch_nano(nano)

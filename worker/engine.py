@@ -21,7 +21,7 @@ from shared.ids import JobId, new_event_id
 from shared.lifecycle import JobStatus, PausedReason, Stage
 from shared.models import Delivery, Event, Job, JobError, usd
 from shared.notices import Notices
-from shared.plan import evaluation_plans, plans, teacher_plan
+from shared.plan import phases, plans
 from shared.store.jobs import Change, Lease, Refused
 from shared.store.passes import PassId
 from worker.completions import job_error
@@ -83,16 +83,13 @@ class Engine:
                 return await self._tools.store.followed.take_hint(job_id)
             if job.status is not JobStatus.RUNNING:
                 return False
-            if job.stage is Stage.GENERATING:
-                waited_for = [teacher_plan(job)]
-            elif job.stage is Stage.EVALUATING:
-                waited_for = evaluation_plans(job)
-            else:
-                return False
-            states = [await self._tools.store.passes.state(PassId(job_id, plan.name)) for plan in waited_for]
+            for phase in reversed(phases(job)):
+                states = [await self._tools.store.passes.state(PassId(job_id, plan.name)) for plan in phase]
+                if any(states):
+                    return any(s and s.halt for s in states) or all(s and s.complete for s in states)
         except StoreError:
-            return False
-        return any(state and state.halt for state in states) or all(state and state.complete for state in states)
+            pass
+        return False
 
     async def _advance(self, job_id: JobId) -> None:
         lease = await self._jobs.claim(job_id, lease_seconds=self._settings.lease_seconds)

@@ -12,7 +12,7 @@ from shared.errors import Conflict
 from shared.ids import JobId
 from shared.lifecycle import TERMINAL
 from shared.models import Job
-from shared.plan import plans
+from shared.plan import pass_sizes, plans
 from shared.pricing import Prices
 from shared.settings import ProviderSettings
 from shared.store import Store
@@ -60,10 +60,11 @@ class Janitor:
             except Conflict:
                 return
         chunks = await self._store.content.chunk_count(job_id, "source")
-        await self._forget_paid(job, chunks)
+        await self._forget_paid(job)
         if job.spec.file_id is not None and (file := await self._store.files.load(job.spec.file_id)) is not None:
             await self._store.files.release(file, job_id)
-        purged = await self._store.purging.purge(job, chunks=max(chunks, self._chunks(job)))
+        passes = {name: max(chunks, -(-size // job.chunk_size)) for name, size in pass_sizes(job).items()}
+        purged = await self._store.purging.purge(job, passes=passes)
         await self._store.purging.bury(job_id, purged)
         _log.info("job_purged", job=job_id, completions=purged.completions)
 
@@ -71,16 +72,12 @@ class Janitor:
         ends = job.expires_at_ms
         return job.status in TERMINAL and ends is not None and ends <= self._clock() * 1000
 
-    @staticmethod
-    def _chunks(job: Job) -> int:
-        return -(-job.counters.prompts_total // job.chunk_size)
-
-    async def _forget_paid(self, job: Job, chunks: int) -> None:
+    async def _forget_paid(self, job: Job) -> None:
         """The ledger is keyed by what was asked, so what was asked is read once more."""
         for plan in plans(job):
             provider = self._providers.get(plan.provider)
             scribe = Scribe(job, plan, self._prices, provider.prices if provider else None, secret=self._secret)
-            of_set = chunks if plan.prompt_set == "source" else await self._store.content.chunk_count(job.id, "holdout")
+            of_set = await self._store.content.chunk_count(job.id, plan.prompt_set)
             for chunk in range(of_set):
                 prompts = await self._store.content.prompt_chunk(job.id, plan.prompt_set, chunk)
                 fingerprints = [scribe.fingerprint(prompt) for prompt in prompts]

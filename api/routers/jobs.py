@@ -322,12 +322,12 @@ async def list_completions(
     services: Wired,
     limit: Limit = 20,
     after: After = None,
-    role: Annotated[Literal["teacher", "base", "student"] | None, Query()] = None,
+    role: Annotated[Literal["teacher", "base", "student", "judge"] | None, Query()] = None,
     status: Annotated[Literal["accepted", "rejected", "failed"] | None, Query()] = None,
     reason: Annotated[Reason | None, Query()] = None,
     split: Annotated[SplitName | None, Query()] = None,
 ) -> Page[CompletionOut]:
-    """Answers of the teacher, then of base and student, each in the order of the prompts."""
+    """Answers of the teacher, then of base and student, then of judges, each in the order of the prompts."""
     job = await services.jobs.get(caller.tenant, job_id)
     filters = Filters(role=role, status=status, reason=reason, split=split)
     found, more = await completions(

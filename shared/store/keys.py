@@ -32,7 +32,8 @@ def results(job_id: JobId) -> str:
 
 
 def prompts(job_id: JobId, prompt_set: str) -> str:
-    """HASH, chunk number → zstd-compressed JSONL of prompts.  Sets: `source`, and `holdout` once it is split off."""
+    """HASH, chunk number → zstd-compressed JSONL of prompts.  Sets: `source`, `holdout` once it is split off, and
+    what a judge is asked, under the name of its pass."""
     return f"d:{{{job_id}}}:prompts:{prompt_set}"
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 import msgspec
@@ -14,7 +14,6 @@ from shared.lifecycle import TERMINAL
 from shared.models import Job, Record
 from shared.store import keys
 from shared.store.connection import Scripts, ask
-from shared.store.jobs import TEACHER
 
 _STONE_SECONDS: Final = 30 * 86_400
 _PURGING_MS: Final = 120_000
@@ -92,12 +91,12 @@ class PurgeStore:
             entries = [keys.ledger(tenant, fingerprint) for fingerprint in fingerprints[start : start + _AT_ONCE]]
             await self._scripts.run("forget_paid", entries, [f"paid|{job_id}|"])
 
-    async def purge(self, job: Job, *, chunks: int) -> Purged:
+    async def purge(self, job: Job, *, passes: Mapping[str, int]) -> Purged:
         """Remove everything but the row.  Idempotent: counts are of what was still there.
 
-        chunks: of the source prompts, the largest number that any pass has."""
-        names = _passes(job)
-        completions = [keys.completions(job.id, name, chunk) for name in names for chunk in range(chunks)]
+        passes: all that the job may have had, by name, each with the most chunks it can have."""
+        names = list(passes)
+        completions = [keys.completions(job.id, name, chunk) for name in names for chunk in range(passes[name])]
         deliveries = await ask(self._redis.zrange(keys.job_deliveries(job.id), 0, -1))
         counted = Purged(
             prompts=job.counters.prompts_total,
@@ -124,6 +123,7 @@ class PurgeStore:
                 keys.results(job.id),
                 keys.prompts(job.id, "source"),
                 keys.prompts(job.id, "holdout"),
+                *(keys.prompts(job.id, name) for name in names),  # what judges were asked
                 keys.decisions(job.id),
                 keys.job_deliveries(job.id),
                 *of_passes,
@@ -146,11 +146,6 @@ class PurgeStore:
         for key in hashes:
             pipe.hlen(key)
         return sum(await ask(pipe.execute()))
-
-
-def _passes(job: Job) -> list[str]:
-    students = range(len(job.spec.students))
-    return [TEACHER, *(f"base-{i}" for i in students), *(f"student-{i}" for i in students)]
 
 
 def _batches(names: Sequence[str]) -> Iterable[Sequence[str]]:

@@ -168,5 +168,5 @@ async def test_deleting_a_job_forgets_what_endpoints_were_told_of_it(api: Api):
     await api.http.post(f"/v1/jobs/{job['id']}/cancel")
     found = await api.store.jobs.load(JobId(job["id"]))
     assert found is not None
-    await api.store.purging.purge(found, chunks=1)
+    await api.store.purging.purge(found, passes={"teacher": 1})
     assert await deliveries(api, endpoint) == []

@@ -6,12 +6,13 @@ import random
 from decimal import Decimal
 from pathlib import Path
 
+import msgspec
 import pytest
 from genai_prices import Usage as PublishedUsage
 from genai_prices import calc_price
 
-from shared.models import Budget, JobSpec, Prompt, Student, Teacher, Usage
-from shared.pricing import MEDIA_PART_TOKENS, Prices, output_limit, prompt_size, request_size
+from shared.models import Budget, Evaluation, JobSpec, Prompt, Student, Teacher, Usage
+from shared.pricing import MEDIA_PART_TOKENS, Estimate, Prices, output_limit, prompt_size, request_size
 
 MODELS = ["gpt-4.1-mini", "gpt-4o", "gpt-6.1-sol", "gpt-5.4", "o3", "gpt-5.6-luna", "ft:gpt-4o-2024-08-06:acme::x"]
 
@@ -177,6 +178,25 @@ def test_an_estimate_is_a_range_and_names_what_it_leaves_out() -> None:
     ceiling = Prices().ceiling_nano("openai", "gpt-6.1-sol", prompt_bytes=100, max_completion_tokens=300)
     assert ceiling is not None
     assert Decimal(answered.high_nano) < Decimal(ceiling * 1_000)
+
+
+def test_an_estimate_counts_what_judges_are_asked() -> None:
+    judge = {"type": "score_model", "provider": "openai", "model": "gpt-4.1"}
+    plain = JobSpec(
+        teacher=Teacher(provider="openai", model="gpt-4.1"),
+        students=[Student(provider="openai", model="gpt-4.1-mini")],
+        source="inline",
+    )
+    judged = msgspec.structs.replace(plain, evaluation=Evaluation(graders=[judge]))
+    unpriced = msgspec.structs.replace(plain, evaluation=Evaluation(graders=[{**judge, "provider": "mine"}]))
+    lists = {"openai": "openai", "mine": None}
+
+    def estimated(spec: JobSpec) -> Estimate:
+        return Prices().estimate(spec, lists, prompts=1_000, asked=1_000, prompt_bytes=100_000)
+
+    assert estimated(judged).low_nano > estimated(plain).low_nano
+    assert estimated(judged).high_nano > estimated(plain).high_nano
+    assert estimated(unpriced).unpriced == ("/evaluation/graders/0/model",)
 
 
 def test_a_prompt_s_size_counts_everything_that_is_sent() -> None:

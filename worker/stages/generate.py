@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from shared.errors import ProviderError, ProviderModelMissing, ProviderQuotaExhausted
 from shared.lifecycle import PausedReason
 from shared.models import Job, JobError
-from shared.plan import PassPlan, teacher_plan
+from shared.plan import PassPlan, judge_plans, teacher_plan
 from shared.store.passes import Halt, PassId
 from worker.completions import job_error
 from worker.outcomes import Done, Fail, Outcome, Pause, Wait
@@ -49,6 +51,25 @@ async def run_pass(job: Job, plan: PassPlan, tools: Tools, *, prompts: int, smok
     return Wait(_LOOK_AGAIN_SECONDS, progress=moved)
 
 
+async def run_passes(job: Job, plans: Sequence[PassPlan], tools: Tools, *, prompts: int) -> Outcome | None:
+    """Passes that are open together, without a trial.  None once all are complete; until then what to do instead."""
+    pending: list[Wait] = []
+    for plan in plans:
+        outcome = await run_pass(job, plan, tools, prompts=prompts, smoke=0)
+        if isinstance(outcome, Wait):
+            pending.append(outcome)
+        elif outcome is not None:
+            return outcome
+    return first_of(pending)
+
+
+def first_of(pending: Sequence[Wait]) -> Wait | None:
+    """One wait for several things."""
+    if not pending:
+        return None
+    return Wait(min(wait.seconds for wait in pending), progress=any(wait.progress for wait in pending))
+
+
 def _outcome_of(halt: Halt, job: Job) -> Outcome:
     if halt.kind == "pause":
         return Pause(PausedReason(halt.reason))
@@ -61,6 +82,7 @@ async def _missing_model(job: Job, tools: Tools) -> JobError | None:
     A teacher whose answers are all stored may have retired."""
     asked = [] if job.spec.stored else [("teacher.model", job.spec.teacher.provider, job.spec.teacher.model)]
     asked += [(f"students.{i}.model", s.provider, s.model) for i, s in enumerate(job.spec.students)]
+    asked += [(plan.param, plan.provider, plan.model) for plan in judge_plans(job)]
     for param, provider, model in asked:
         try:
             await tools.providers.trainer(provider).shutdown_date(model)

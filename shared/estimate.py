@@ -1,0 +1,103 @@
+"""How much of what a job will probably ask for: calls and trainings, from what such jobs usually look like.
+
+Twice, as the least and the most to plan by.  Least: 5 bytes a token, answers of 16 tokens, one epoch where it is open.
+Most: 3 bytes a token, answers of `max_completion_tokens` but at most 1,024 where that is larger or open, four epochs.
+Prices make money of it (shared/pricing.py)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from shared.models import JobSpec, JsonObject, Usage
+
+#: What a judge is told besides conversation and answers.
+_JUDGE_PROMPT_TOKENS: Final = 200
+
+
+@dataclass(frozen=True)
+class Size:
+    """prompts: all of them.  asked: answers that the teacher still has to give.  prompt_bytes: of all prompts
+    together."""
+
+    prompts: int
+    asked: int
+    prompt_bytes: int
+
+
+@dataclass(frozen=True)
+class Assumption:
+    """At one end of the range.  judge_answer: tokens; more than a few when the judge reasons.
+
+    others: of the rows that a judge compares, those besides the base's, which alone is sure to differ from its
+    reference."""
+
+    bytes_per_token: int
+    answer_tokens: int
+    epochs: int
+    judge_answer: int
+    others: bool
+
+
+LEAST: Final = Assumption(bytes_per_token=5, answer_tokens=16, epochs=1, judge_answer=8, others=False)
+MOST: Final = Assumption(bytes_per_token=3, answer_tokens=1_024, epochs=4, judge_answer=256, others=True)
+
+
+@dataclass(frozen=True)
+class Calls:
+    """pointer: where the request names the model.  usage: of each call."""
+
+    pointer: str
+    provider: str
+    model: str
+    count: float
+    usage: Usage
+
+
+@dataclass(frozen=True)
+class Training:
+    pointer: str
+    provider: str
+    model: str
+    tokens: int
+
+
+def per_prompt(spec: JobSpec, size: Size, end: Assumption) -> Usage:
+    """Of the teacher's call for an average prompt."""
+    cap = spec.teacher.params.get("max_completion_tokens") or spec.teacher.params.get("max_tokens")
+    longest = cap if isinstance(cap, int) else MOST.answer_tokens
+    tokens = size.prompt_bytes / end.bytes_per_token
+    return Usage(prompt_tokens=int(tokens / max(1, size.prompts)), completion_tokens=min(end.answer_tokens, longest))
+
+
+def expected_calls(spec: JobSpec, size: Size, end: Assumption) -> Iterator[Calls]:
+    each = per_prompt(spec, size, end)
+    holdout = size.prompts * spec.split.holdout
+    yield Calls("/teacher/model", spec.teacher.provider, spec.teacher.model, float(size.asked), each)
+    for number, student in enumerate(spec.students):
+        # The base and the distilled student both answer the holdout.
+        for model in (student.model, f"ft:{student.model}"):
+            yield Calls(f"/students/{number}/model", student.provider, model, holdout, each)
+    rows = len(spec.students) * (2 if end.others else 1) + end.others
+    for place, grader in enumerate(spec.evaluation.graders):
+        if grader.get("type") == "score_model":  # each pair in both orders
+            yield _judged(f"/evaluation/graders/{place}/model", grader, 2 * rows * holdout, each, end, answers=2)
+
+
+def _judged(pointer: str, grader: JsonObject, count: float, each: Usage, end: Assumption, *, answers: int) -> Calls:
+    usage = Usage(
+        prompt_tokens=each.prompt_tokens + answers * each.completion_tokens + _JUDGE_PROMPT_TOKENS,
+        completion_tokens=end.judge_answer,
+    )
+    return Calls(pointer, str(grader.get("provider")), str(grader.get("model")), count, usage)
+
+
+def expected_trainings(spec: JobSpec, size: Size, end: Assumption) -> Iterator[Training]:
+    each = per_prompt(spec, size, end)
+    train = size.prompts * (1 - spec.split.holdout - spec.split.validation)
+    for number, student in enumerate(spec.students):
+        n_epochs = student.hyperparameters.get("n_epochs", "auto")
+        epochs = n_epochs if isinstance(n_epochs, int) else end.epochs
+        tokens = int((each.prompt_tokens + each.completion_tokens) * train * epochs)
+        yield Training(f"/students/{number}/model", student.provider, student.model, tokens)
