@@ -30,9 +30,11 @@ class _Drawn:
 
 
 class Allowances:
-    """per_minute: requests of one tenant, over all API processes; 0 for any number."""
+    """per_minute: requests of a tenant, over all API processes; 0 for any number."""
 
-    def __init__(self, rates: RateStore, per_minute: int, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, rates: RateStore, per_minute: Callable[[TenantId], int], *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._rates = rates
         self._per_minute = per_minute
         self._clock = clock
@@ -42,15 +44,16 @@ class Allowances:
         """Count one request; the header fields that say where the tenant stands (IETF draft).
 
         Raises TooMany.  A store that is away limits nobody: what needs it will say so itself."""
-        if not self._per_minute:
+        per_minute = self._per_minute(tenant)
+        if not per_minute:
             return {}
         drawn = self._drawn[tenant]
         async with drawn.lock:
             if drawn.requests < 1 or self._clock() - drawn.at > _KEPT_SECONDS:
-                wanted = max(1, self._per_minute // _DRAWS_PER_MINUTE)
+                wanted = max(1, per_minute // _DRAWS_PER_MINUTE)
                 try:
                     taken, drawn.left, wait_seconds = await self._rates.take(
-                        tenant, per_minute=self._per_minute, wanted=wanted, unused=drawn.requests
+                        tenant, per_minute=per_minute, wanted=wanted, unused=drawn.requests
                     )
                 except StoreError:
                     _log.warning("requests_not_counted")
@@ -59,18 +62,28 @@ class Allowances:
                 if not taken:
                     seconds = math.ceil(wait_seconds)
                     raise TooMany(
-                        f"At most {self._per_minute:,} requests a minute are answered.", retry_after_seconds=seconds
+                        f"At most {per_minute:,} requests a minute are answered.", retry_after_seconds=seconds
                     )
             drawn.requests -= 1
-        return self._standing(drawn.requests + drawn.left)
+        return _standing(per_minute, drawn.requests + drawn.left)
 
-    def exhausted(self) -> dict[str, str]:
+    def exhausted(self, tenant: TenantId) -> dict[str, str]:
         """What a refused request is told."""
-        return self._standing(0) if self._per_minute else {}
+        per_minute = self._per_minute(tenant)
+        return _standing(per_minute, 0) if per_minute else {}
 
-    def _standing(self, left: int) -> dict[str, str]:
-        full_in = math.ceil((self._per_minute - left) * 60 / self._per_minute)
-        return {
-            "RateLimit-Policy": f'"requests";q={self._per_minute};w=60',
-            "RateLimit": f'"requests";r={left};t={full_in}',
-        }
+    def left(self, tenant: TenantId) -> int | None:
+        """Requests left, as this process knows it; None for any number."""
+        per_minute = self._per_minute(tenant)
+        if not per_minute:
+            return None
+        drawn = self._drawn[tenant]
+        return min(per_minute, drawn.requests + drawn.left)
+
+
+def _standing(per_minute: int, left: int) -> dict[str, str]:
+    full_in = math.ceil((per_minute - left) * 60 / per_minute)
+    return {
+        "RateLimit-Policy": f'"requests";q={per_minute};w=60',
+        "RateLimit": f'"requests";r={left};t={full_in}',
+    }

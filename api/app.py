@@ -50,7 +50,7 @@ def create_app(settings: Settings, *, store: Store | None = None, doorbell: Bell
     """store, doorbell: for tests; else made from the settings, and closed with the application."""
     if settings.admin_key is None:
         raise NoAdminKey("Set DISTILL_ADMIN_KEY or DISTILL_ADMIN_KEY_FILE: without a key nobody could use the API.")
-    used_store = store or Store.at(settings.redis_url, patient=False)
+    used_store = store or Store.at(settings.redis_url, patient=False, day_limit=settings.day_limit_nano)
     bell = doorbell or Doorbell(celery_app(settings.broker_url))
     prices = Prices(settings.prices_file)
     planner = Planner(used_store, providers=settings.providers, prices=prices, limits=_limits(settings))
@@ -86,9 +86,9 @@ def create_app(settings: Settings, *, store: Store | None = None, doorbell: Bell
         files=Files(used_store, _file_limits(settings)),
         endpoints=Endpoints(used_store, _destinations(settings)),
         keyring=KeyRing(used_store.api_keys),
-        allowances=Allowances(used_store.rates, settings.requests_per_minute),
+        allowances=Allowances(used_store.rates, lambda tenant: settings.tenant(tenant).requests_per_minute or 0),
         provider_events=ProviderEvents(used_store.followed, _event_secrets(settings), job_cases.ring),
-        event_allowances=Allowances(used_store.rates, _PROVIDER_EVENTS_PER_MINUTE),
+        event_allowances=Allowances(used_store.rates, lambda _: _PROVIDER_EVENTS_PER_MINUTE),
         watcher=watcher,
         waits=Slots(most=settings.waits_max),
         streams=Slots(most=settings.streams_max, most_per_tenant=settings.streams_per_tenant_max),
@@ -117,6 +117,7 @@ def _limits(settings: Settings) -> Limits:
         webhook_ports=settings.webhook_ports,
         webhook_allow_networks=settings.webhook_allow_networks,
         active_jobs_max=settings.active_jobs_max,
+        active_jobs_by_tenant={name: settings.tenant(name).active_jobs_max for name in settings.tenants},
     )
 
 

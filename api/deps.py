@@ -82,7 +82,7 @@ class Caller:
 async def authenticate(request: Request, services: Wired) -> Caller:
     """Who asks, once the request is counted.  Raises Unauthenticated, or TooMany."""
     caller = await _caller(request, services)
-    request.state.rate = services.allowances.exhausted()
+    request.state.rate = services.allowances.exhausted(caller.tenant)
     request.state.rate = await services.allowances.spend(caller.tenant)
     return caller
 

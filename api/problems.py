@@ -292,8 +292,9 @@ PROBLEMS: Final[Mapping[str, Problem]] = {
     "daily_spend_exhausted": Problem(
         429,
         "The spending limit of the day is reached",
-        "Your jobs have spent what your operator allows per day.",
-        "Try again tomorrow (UTC), or ask your operator.",
+        "Your jobs have spent or reserved what your operator allows per day (UTC).  Jobs that run are paused with"
+        " `daily_spend` and go on by themselves.",
+        "Try again after the time in `Retry-After`, or ask your operator for more.  GET /v1/limits shows what is left.",
     ),
     # --- 5xx
     "internal": Problem(
@@ -434,8 +435,9 @@ def render(request: Request, error: DistillError) -> Response:
         return problem(request, "internal", "Something went wrong on our side.  Report the request id.")
     faults = error.faults if isinstance(error, ValidationFailed) else ()
     headers = {}
-    if error.retryable:
-        headers["Retry-After"] = str(getattr(error, "retry_after_seconds", None) or RETRY_AFTER_SECONDS)
+    wait = getattr(error, "retry_after_seconds", None)
+    if wait or error.retryable:
+        headers["Retry-After"] = str(wait or RETRY_AFTER_SECONDS)
     if status == 401:
         headers["WWW-Authenticate"] = 'Bearer realm="distillery"'
     return problem(

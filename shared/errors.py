@@ -10,6 +10,7 @@ DistillError                      code, retryable; `str()` is the sentence the c
 │   ├── NotFound                  not_found (the same for another tenant's object)
 │   ├── JobDeleted                job_deleted
 │   ├── TooMany                   rate_limited, too_many_active_jobs (worth a retry, after the time it names)
+│   ├── DailySpendExhausted       daily_spend_exhausted (until the next day, UTC)
 │   ├── IdempotencyKeyReused      idempotency_key_reused
 │   ├── Conflict                  idempotency_in_progress, job_not_finished, job_not_cancellable, job_not_terminal, …
 │   └── BadRequest                malformed_json, malformed_form, invalid_cursor, invalid_idempotency_key,
@@ -114,6 +115,16 @@ class TooMany(RequestError):
 
     def __init__(self, detail: str, *, code: str | None = None, retry_after_seconds: int | None = None) -> None:
         super().__init__(detail, code=code)
+        self.retry_after_seconds = retry_after_seconds
+
+
+class DailySpendExhausted(RequestError):
+    """The tenant's jobs have spent what they may today"""
+
+    code = "daily_spend_exhausted"
+
+    def __init__(self, detail: str, *, retry_after_seconds: int) -> None:
+        super().__init__(detail)
         self.retry_after_seconds = retry_after_seconds
 
 

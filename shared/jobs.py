@@ -12,10 +12,10 @@ from typing import Final, Protocol
 
 from msgspec.structs import replace
 
-from shared.errors import BadRequest, Conflict, NotFound, StoreError
+from shared.errors import BadRequest, Conflict, DailySpendExhausted, NotFound, StoreError
 from shared.ids import JobId, TenantId, is_id, new_event_id, new_job_id
 from shared.lifecycle import TERMINAL, JobStatus, PausedReason
-from shared.models import Budget, Counters, Event, FineTune, Job, Money
+from shared.models import Budget, Counters, Event, FineTune, Job, Money, usd
 from shared.notices import Notices
 from shared.planning import Plan, Planner, checked_job, unknown_file, unknown_job
 from shared.queue import ADVANCE_JOB, PURGE_JOB
@@ -56,6 +56,7 @@ class Jobs:
     ) -> Job:
         """Accept a job: when this returns, it survives a crash of every process.  once: see `JobStore.accept`."""
         await self._store.require_room()
+        await self._require_spending(tenant)
         now_ms = self._now_ms()
         estimate = plan.estimate
         job = Job(
@@ -82,12 +83,23 @@ class Jobs:
         accepted = _event("The job was accepted.", S.QUEUED, now_ms)
         try:
             await self._store.jobs.accept(
-                job, chunks, accepted, once=once, most_active=self._planner.limits.active_jobs_max
+                job, chunks, accepted, once=once, most_active=self._planner.limits.active_jobs_of(tenant)
             )
         except NotFound:  # the file, or the last job that kept it, was deleted this very moment
             raise (unknown_job() if plan.spec.source == "job" else unknown_file()) from None
         self.ring(job.id)
         return job
+
+    async def _require_spending(self, tenant: TenantId) -> None:
+        """What a job then really spends is held against the limit call by call."""
+        if self._store.day_limit(tenant) is None:
+            return
+        standing = await self._store.spending.standing(tenant)
+        if standing.left_nano == 0:
+            raise DailySpendExhausted(
+                f"Your jobs have spent or reserved the {usd(standing.limit_nano or 0)} dollars they may today (UTC).",
+                retry_after_seconds=standing.seconds_left,
+            )
 
     async def retry(
         self, tenant: TenantId, job_id: str, budget: Budget | None = None, *, once: Once | None = None

@@ -54,3 +54,4 @@ class PausedReason(StrEnum):
     BUDGET = "budget"  #: the next call could exceed the job's budget; resume with a larger one
     PROVIDER_QUOTA = "provider_quota"  #: the provider's credit is exhausted; top it up, then resume
     REQUESTED = "requested"  #: paused by its owner
+    DAILY_SPEND = "daily_spend"  #: the tenant has spent what it may today; goes on by itself the next day (UTC)

@@ -304,7 +304,8 @@ class Counters(Record, frozen=True, kw_only=True):
 class Money(Record, frozen=True, kw_only=True):
     """All in nano-dollars.  reserved: upper bounds of calls in flight.  unconfirmed: upper bounds of lost calls.
     spent + reserved + unconfirmed never exceeds the limit.  generating: the teacher's part of spent.
-    told_share: percent of the limit of whose spending the owner has been told."""
+    told_share: percent of the limit of whose spending the owner has been told.
+    needs: what a job that waits for another day's spending needs of it to go on."""
 
     estimated_low_nano: int | None = None
     estimated_high_nano: int | None = None
@@ -314,6 +315,7 @@ class Money(Record, frozen=True, kw_only=True):
     limit_nano: int | None = None
     generating_nano: int = 0
     told_share: int = 0
+    needs_nano: int = 0
 
     @property
     def used_nano(self) -> int:

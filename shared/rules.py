@@ -7,7 +7,7 @@ from __future__ import annotations
 import difflib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network
 from typing import Final
 
@@ -43,6 +43,10 @@ class Limits:
     webhook_ports: tuple[int, ...]
     webhook_allow_networks: tuple[IPv4Network | IPv6Network, ...]
     active_jobs_max: int | None = None
+    active_jobs_by_tenant: Mapping[str, int | None] = field(default_factory=dict)
+
+    def active_jobs_of(self, tenant: str) -> int | None:
+        return self.active_jobs_by_tenant.get(tenant, self.active_jobs_max)
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import base64
 import os
 import tomllib
+from decimal import Decimal
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 from pydantic.fields import FieldInfo
@@ -70,6 +71,19 @@ class ProviderSettings(BaseModel):
         return secret
 
 
+class TenantSettings(BaseModel):
+    """What one tenant may, where it differs from what all may."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    daily_spend_max_usd: Decimal | None = Field(
+        None, ge=0, le=1_000_000, decimal_places=9, description="as the setting of this name; null: that applies"
+    )
+    providers: tuple[str, ...] | None = Field(None, description="providers its jobs may name; null: all")
+    active_jobs_max: int | None = Field(None, ge=0, description="as the setting of this name; null: that applies")
+    requests_per_minute: int | None = Field(None, ge=0, description="as the setting of this name; null: that applies")
+
+
 class SecretFiles(PydanticBaseSettingsSource):
     """`DISTILL_<SETTING>_FILE` names a file whose content is the setting: how container secrets arrive."""
 
@@ -78,7 +92,10 @@ class SecretFiles(PydanticBaseSettingsSource):
         return (Path(path).read_text(encoding="utf-8").strip() if path else None), field_name, False
 
     def __call__(self) -> dict[str, Any]:
-        found = {name: self.get_field_value(field, name)[0] for name, field in self.settings_cls.model_fields.items()}
+        fields = self.settings_cls.model_fields
+        # `DISTILL_PROVIDERS_FILE` is a setting itself, and not the value of `DISTILL_PROVIDERS`.
+        secret = {name: field for name, field in fields.items() if f"{name}_file" not in fields}
+        found = {name: self.get_field_value(field, name)[0] for name, field in secret.items()}
         return {name: value for name, value in found.items() if value is not None}
 
 
@@ -116,6 +133,12 @@ class Settings(BaseSettings):
     providers: dict[str, ProviderSettings] = Field({}, description="further providers by name, as JSON or nested names")
     providers_file: Path | None = Field(None, description="TOML file with one table per provider")
     prices_file: Path | None = Field(None, description="TOML file with the operator's own prices per million tokens")
+
+    daily_spend_max_usd: Decimal | None = Field(
+        None, ge=0, le=1_000_000, decimal_places=9, description="a tenant's jobs spend at most this a day (UTC)"
+    )
+    tenants: dict[str, TenantSettings] = Field({}, description="what differs for some tenants, by name")
+    tenants_file: Path | None = Field(None, description="TOML file with one table per such tenant")
 
     api_host: str = Field("127.0.0.1", description="address the API listens on")
     api_port: int = Field(8600, ge=0, le=65535, description="port the API listens on")
@@ -203,6 +226,26 @@ class Settings(BaseSettings):
         object.__setattr__(self, "providers", merged)
         return self
 
+    @model_validator(mode="after")
+    def _tenants_complete(self) -> Self:
+        """As with providers, later sources win over the file."""
+        if self.tenants_file is not None:
+            tables = tomllib.loads(self.tenants_file.read_text(encoding="utf-8"))
+            read = {name: TenantSettings.model_validate(table) for name, table in tables.items()}
+            object.__setattr__(self, "tenants", read | self.tenants)
+        return self
+
+    def tenant(self, name: str) -> TenantSettings:
+        """What a tenant may, with what applies to all filled in."""
+        own = self.tenants.get(name, _AS_ALL)
+        shared = ("daily_spend_max_usd", "active_jobs_max", "requests_per_minute")
+        return own.model_copy(update={field: getattr(self, field) for field in shared if getattr(own, field) is None})
+
+    def day_limit_nano(self, tenant: str) -> int | None:
+        """Nano-dollars a tenant may spend a day; None: any number."""
+        limit = self.tenant(tenant).daily_spend_max_usd
+        return None if limit is None else int(limit * 1_000_000_000)
+
     @property
     def broker_url(self) -> str:
         """The store's address in Celery's spelling."""
@@ -215,6 +258,9 @@ class Settings(BaseSettings):
     @property
     def secret(self) -> bytes:
         return self.secret_key.get_secret_value().encode()
+
+
+_AS_ALL: Final = TenantSettings()
 
 
 def load_settings() -> Settings:

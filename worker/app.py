@@ -82,7 +82,7 @@ class Worker:
 
     async def _start(self) -> None:
         settings = self._settings
-        self.store = Store.at(settings.redis_url, patient=True)
+        self.store = Store.at(settings.redis_url, patient=True, day_limit=settings.day_limit_nano)
         self.doorbell = Doorbell(self.celery)
         self.providers = Providers(settings.providers, trainer_timeout_seconds=settings.provider_timeout_seconds)
         prices = Prices(settings.prices_file)

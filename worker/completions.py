@@ -54,8 +54,19 @@ def _answer(error: ProviderError) -> ProviderAnswer:
 class Scribe:
     """Writes the completions of one pass of one job."""
 
-    def __init__(self, job: Job, plan: PassPlan, prices: Prices, price_list: str | None, *, secret: bytes) -> None:
+    def __init__(
+        self,
+        job: Job,
+        plan: PassPlan,
+        prices: Prices,
+        price_list: str | None,
+        *,
+        secret: bytes,
+        day_limited: bool = False,
+    ) -> None:
+        """day_limited: what the tenant may spend a day is limited, so that every call reserves its price."""
         self._job = job
+        self._reserves = day_limited or job.money.limit_nano is not None
         self._plan = plan
         self._prices = prices
         self._price_list = price_list
@@ -70,7 +81,7 @@ class Scribe:
 
     def ceiling_nano(self, prompt: Prompt, index: int) -> int:
         """The most the call can cost; 0 when the model is unpriced."""
-        if self._job.money.limit_nano is None:
+        if not self._reserves:
             return 0  # without a limit nothing is reserved
         prompt_bytes, media_parts = request_size(self.body(prompt, index))
         ceiling = self._prices.ceiling_nano(

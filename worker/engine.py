@@ -25,7 +25,7 @@ from shared.plan import phases, plans
 from shared.store.jobs import Change, Lease, Refused
 from shared.store.passes import PassId
 from worker.completions import job_error
-from worker.outcomes import Done, Fail, Outcome, Pause, Stopped, Wait
+from worker.outcomes import Done, Fail, Outcome, Pause, Resume, Stopped, Wait
 from worker.stages import Save, StageStep, Tools
 from worker.stages.batch import stop_batches
 from worker.stages.curate import curate
@@ -53,6 +53,14 @@ _MESSAGES: Final = {
 
 class LeaseLost(Exception):
     """Another worker has the job by now; what this one was about to write does not count."""
+
+
+class SpentOut(Exception):
+    """What was to be reserved is more than the tenant may spend today."""
+
+    def __init__(self, needs_nano: int) -> None:
+        super().__init__()
+        self.needs_nano = needs_nano
 
 
 class StatusChanged(Exception):
@@ -133,12 +141,18 @@ class Engine:
         if job is None:
             return False
         try:
-            outcome = await self._decide(job, lease)
-            if isinstance(outcome, Fail) and job.stage is Stage.TRAINING:
-                outcome = await self._leaving_no_training_behind(job, outcome)
-            return await self._carry_out(job, lease, outcome)
+            return await self._carry_out(job, lease, await self._outcome(job, lease))
         except StatusChanged:
             return True
+
+    async def _outcome(self, job: Job, lease: Lease) -> Outcome:
+        try:
+            outcome = await self._decide(job, lease)
+        except SpentOut as reached:
+            return Pause(PausedReason.DAILY_SPEND, needs_nano=reached.needs_nano)
+        if isinstance(outcome, Fail) and job.stage is Stage.TRAINING:
+            return await self._leaving_no_training_behind(job, outcome)
+        return outcome
 
     async def _decide(self, job: Job, lease: Lease) -> Outcome:
         async def save(
@@ -167,7 +181,7 @@ class Engine:
                 )
                 return Fail(job_error(late, job.stage), set=stopped.set, add=stopped.add)
             if job.status is JobStatus.PAUSED:
-                return Wait(self._until_deadline(job))
+                return await self._while_paused(job)
             assert job.stage is not None
             return await STEPS[job.stage](job, self._tools, save)
         except JobFailed as error:
@@ -178,11 +192,24 @@ class Engine:
             if isinstance(error, ProviderQuotaExhausted):
                 return Pause(PausedReason.PROVIDER_QUOTA)
             return self._after_provider_error(job, error)
-        except (StoreError, LeaseLost, StatusChanged):
+        except (StoreError, LeaseLost, StatusChanged, SpentOut):
             raise
         except Exception as error:  # noqa: BLE001  # the edge: a defect of ours must not leave the job hanging
             _log.exception("stage_failed", stage=job.stage)
             return self._after_defect(job, error)
+
+    async def _while_paused(self, job: Job) -> Resume | Wait:
+        """Only what the tenant may spend a day comes back by itself: the next day, when the operator allows more, or
+        when other jobs have let go of what they had reserved.
+
+        A twentieth of the limit must be free, so that a job does not go on for one call and pause again."""
+        if job.paused_reason is not PausedReason.DAILY_SPEND:
+            return Wait(self._until_deadline(job))
+        standing = await self._tools.store.spending.standing(job.tenant)
+        left, limit = standing.left_nano, standing.limit_nano
+        if left is None or limit is None or left >= max(job.money.needs_nano, limit // 20):
+            return Resume()
+        return Wait(min(standing.seconds_left, self._settings.poll_max_seconds))
 
     def _after_defect(self, job: Job, error: Exception) -> Outcome:
         """A defect of ours: it may pass, it must not loop, and the job must not hang on it."""
@@ -260,8 +287,18 @@ class Engine:
                     progress=progress,
                 )
                 await self._write(job, lease, change)
-            case Pause(reason, events):
-                await self._end_run(job, lease, JobStatus.PAUSED, {"paused_reason": reason}, "job.paused", events)
+            case Pause(reason, events, needs_nano):
+                pauses = {"paused_reason": reason, "needs_nano": needs_nano or None}
+                await self._end_run(job, lease, JobStatus.PAUSED, pauses, "job.paused", events)
+            case Resume():
+                event = self._status_event(job, JobStatus.RUNNING, job.stage, "The job goes on.")
+                notices = await self._notices.of(job, "job.running", status=JobStatus.RUNNING)
+                goes_on = {"paused_reason": None, "needs_nano": None}
+                change = Change(
+                    set=goes_on, status=JobStatus.RUNNING, events=[event], deliveries=notices, progress=True
+                )
+                await self._write(job, lease, change)
+                return True
             case Fail(error, events, fields, add):
                 ends = {**fields, "error": error}
                 await self._end_run(job, lease, JobStatus.FAILED, ends, "job.failed", events, add=add)
@@ -315,6 +352,8 @@ class Engine:
         if status is JobStatus.PAUSED:
             ends: dict[str, Any] = {}
             due = self._until_deadline(job)
+            if fields["paused_reason"] is PausedReason.DAILY_SPEND:
+                due = min(due, self._settings.poll_max_seconds)
             message = f"The job is paused: {fields['paused_reason']}."
         else:
             ends = {"finished_at_ms": now, "expires_at_ms": now + job.spec.retention_days * _DAY_MS}
@@ -356,9 +395,11 @@ class Engine:
         )
 
     async def _write(self, job: Job, lease: Lease, change: Change) -> None:
-        """Raises LeaseLost or StatusChanged; then nothing of the change is written."""
+        """Raises LeaseLost, StatusChanged or SpentOut; then nothing of the change is written."""
         answer = await self._jobs.change(job, change, lease=lease)
         if isinstance(answer, Refused):
+            if answer.spent_out:
+                raise SpentOut(change.add["reserved_nano"])
             raise LeaseLost if answer.stale else StatusChanged
 
     def _status_event(

@@ -33,8 +33,16 @@ class Wait:
 
 @dataclass(frozen=True)
 class Pause:
+    """needs_nano: of the tenant's spending of a day, to go on."""
+
     reason: PausedReason
     events: Sequence[Event] = ()
+    needs_nano: int = 0
+
+
+@dataclass(frozen=True)
+class Resume:
+    """What the job was paused for has passed; it goes on where it stood."""
 
 
 @dataclass(frozen=True)
@@ -53,4 +61,4 @@ class Stopped:
     add: Mapping[str, int] = field(default_factory=dict)
 
 
-Outcome = Done | Wait | Pause | Fail | Stopped
+Outcome = Done | Wait | Pause | Resume | Fail | Stopped

@@ -167,7 +167,14 @@ class Pump:
             timeout_seconds=settings.timeout_seconds,
             allowance=self._allowance(plan, settings),
             archive=self._providers.archive(plan.provider) if plan.store else None,
-            scribe=Scribe(job, plan, self._prices, settings.prices, secret=self._secret),
+            scribe=Scribe(
+                job,
+                plan,
+                self._prices,
+                settings.prices,
+                secret=self._secret,
+                day_limited=self._store.day_limit(job.tenant) is not None,
+            ),
         )
         self._runs[pass_id] = run
         self._spawn(self._write(run))
@@ -333,7 +340,7 @@ class Pump:
                 self._spawn(self._ask(run, call, granted_at))
             else:
                 self._refused(run, call, answer)
-        await self._judge(run, result)
+        await self._judge(run, calls, result)
         if result.state != "open" and not run.stopped:
             run.stop()
             await self._on_complete(run.pass_id.job_id)
@@ -342,7 +349,7 @@ class Pump:
     def _refused(self, run: Run, call: Call, answer: Answer) -> None:
         self._release_slot(run)
         match answer:
-            case "budget" | "smoke":
+            case "budget" | "day" | "smoke":
                 run.put_back(call)
                 run.blocked_until = time.monotonic() + _BLOCKED_SECONDS
                 self._fill_in(_BLOCKED_SECONDS)
@@ -356,8 +363,8 @@ class Pump:
             case _:  # settled by another worker, or no longer ours
                 run.forget(call.chunk, call.index)
 
-    async def _judge(self, run: Run, result: TickResult) -> None:
-        """The decisions that need the pass's totals: the trial, and a budget that nothing in flight will free."""
+    async def _judge(self, run: Run, calls: list[Call], result: TickResult) -> None:
+        """The decisions that need the pass's totals: the trial, and a limit that nothing in flight will free."""
         smoke = self._limits.smoke_completions
         if "smoke" in result.answers and result.settled >= smoke:
             if 2 * result.accepted >= result.settled:
@@ -371,6 +378,11 @@ class Pump:
                 await self._halt(run, Halt("fail", "cost_above_limit", run.scribe.budget_failure()))
             else:
                 await self._halt(run, Halt("pause", "budget"))
+        elif "day" in result.answers and result.reserved_nano == 0:
+            needs = min(
+                call.ceiling_nano for call, answer in zip(calls, result.answers, strict=True) if answer == "day"
+            )
+            await self._halt(run, Halt("pause", "daily_spend", needs_nano=needs))
 
     async def _halt(self, run: Run, halt: Halt) -> None:
         run.stop()

@@ -23,6 +23,7 @@ from shared.store.jobs import JobStore
 from shared.store.passes import PassStore
 from shared.store.purging import PurgeStore
 from shared.store.rates import RateStore
+from shared.store.spending import DayLimit, SpendingStore, any_amount
 from shared.store.webhooks import WebhookStore
 
 _ADMISSION_SHARE = 0.8  # of maxmemory: below it new jobs come in, above it only work already accepted goes on
@@ -30,14 +31,19 @@ _MEMORY_CHECK_SECONDS = 1.0
 
 
 class Store:
-    """One connection pool and the parts that share it."""
+    """One connection pool and the parts that share it.
 
-    def __init__(self, client: redis.Redis, *, script_headers: bool = True) -> None:
+    day_limit: what each tenant may spend a day.  The store is told, and not its callers, so that nobody who moves money
+    can forget it."""
+
+    def __init__(self, client: redis.Redis, *, script_headers: bool = True, day_limit: DayLimit = any_amount) -> None:
         self._redis = client
         scripts = Scripts(client, headers=script_headers)
         self._scripts = scripts
-        self.jobs = JobStore(client, scripts)
-        self.passes = PassStore(client, scripts)
+        self.day_limit = day_limit
+        self.jobs = JobStore(client, scripts, day_limit)
+        self.passes = PassStore(client, scripts, day_limit)
+        self.spending = SpendingStore(client, day_limit)
         self.content = ContentStore(client)
         self.files = FileStore(client, scripts)
         self.followed = FollowedStore(client, scripts)
@@ -51,9 +57,9 @@ class Store:
         self._memory_share = 0.0
 
     @classmethod
-    def at(cls, url: str, *, patient: bool) -> Self:
+    def at(cls, url: str, *, patient: bool, day_limit: DayLimit = any_amount) -> Self:
         """patient: see `connection.connect`.  Connects on first use."""
-        return cls(connect(url, patient=patient))
+        return cls(connect(url, patient=patient), day_limit=day_limit)
 
     async def close(self) -> None:
         await self._redis.aclose()

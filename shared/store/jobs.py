@@ -34,6 +34,7 @@ from shared.store import keys
 from shared.store.connection import Scripts, ask
 from shared.store.deliveries import entry
 from shared.store.idempotency import KEPT_SECONDS, Once
+from shared.store.spending import DayLimit
 
 T = TypeVar("T")
 _IDS_AT_ONCE: Final = 200  # read from one index to be looked for in others
@@ -79,10 +80,12 @@ class Glance:
 
 @dataclass(frozen=True)
 class Refused:
-    """A change that was not made.  status: where the job stands now.  stale: the lease is another's by now."""
+    """A change that was not made.  status: where the job stands now.  stale: the lease is another's by now.
+    spent_out: what it reserves would exceed what the tenant may spend today."""
 
     status: JobStatus
     stale: bool
+    spent_out: bool = False
 
 
 _JSON_FIELDS: Final[Mapping[str, Any]] = {
@@ -165,6 +168,7 @@ def _job_of(job_id: JobId, row: Mapping[bytes, bytes], teacher: Mapping[bytes, b
             unconfirmed_nano=number("unconfirmed_nano") or 0,
             generating_nano=tally("spent_nano"),
             told_share=number("told_share") or 0,
+            needs_nano=number("needs_nano") or 0,
             limit_nano=number("limit_nano"),
         ),
         fine_tunes=parsed("fine_tunes", []),
@@ -185,9 +189,10 @@ def _job_of(job_id: JobId, row: Mapping[bytes, bytes], teacher: Mapping[bytes, b
 class JobStore:
     """The rows of jobs in Redis."""
 
-    def __init__(self, client: redis.Redis, scripts: Scripts) -> None:
+    def __init__(self, client: redis.Redis, scripts: Scripts, day_limit: DayLimit) -> None:
         self._redis = client
         self._scripts = scripts
+        self._day_limit = day_limit
 
     async def accept(
         self,
@@ -398,6 +403,8 @@ class JobStore:
             "release": change.release,
             "progress": change.progress,
             "results": None if change.results is None else _encode(change.results).decode(),
+            "day_limit": self._day_limit(job.tenant),
+            "ends": change.status in TERMINAL,
         }
         code, detail = await self._scripts.run(
             "commit",
@@ -408,6 +415,9 @@ class JobStore:
                 keys.job_deliveries(job.id),
                 keys.tenant_jobs(job.tenant),
                 keys.results(job.id),
+                keys.spending(job.tenant),
+                keys.day(job.tenant, ""),
+                keys.days(job.tenant),
             ],
             [job.id, _encode(body)],
         )
@@ -415,7 +425,7 @@ class JobStore:
             return int(detail)
         if code == -2:
             raise NotFound("There is no such job.")
-        return Refused(JobStatus(detail.decode()), stale=code == -1)
+        return Refused(JobStatus(detail.decode()), stale=code == -1, spent_out=code == -3)
 
     async def events(self, job_id: JobId, *, after: int, limit: int) -> list[Event]:
         """Events with a sequence greater than `after`, oldest first."""

@@ -17,7 +17,8 @@ def job(job_id: JobId) -> str:
     lease_until_ms, takeovers, commits), runs (times it began or went on to run), the money (spent_nano, reserved_nano,
     unconfirmed_nano, possibly_billed), and where the prompts lie when they are a file's (source_chunks: that key;
     prompt_defaults: what they do not carry yet).  once: the key of its idempotency record.  deleted_at_ms: nobody sees
-    it any more; once purged, only tenant, deleted_at_ms, purged_at_ms and receipt (JSON) are left, for 30 days."""
+    it any more; once purged, only tenant, deleted_at_ms, purged_at_ms and receipt (JSON) are left, for 30 days.
+    let_go_day: see commit.lua.  needs_nano: what a job that waits for the next day's spending needs to go on."""
     return f"d:{{{job_id}}}:job"
 
 
@@ -89,7 +90,8 @@ def pass_claims(job_id: JobId, name: str) -> str:
 
 def pass_calls(job_id: JobId, name: str) -> str:
     """HASH, calls begun and not settled.  Field `<index>`: `<call>|<reserved nano>`;
-    field `<index>|<call>`: the reserved amount of a call whose answer was lost, kept against the budget."""
+    field `<index>|<call>`: `<reserved nano>|<day>` of a call whose answer was lost that day, kept against the
+    budget."""
     return f"d:{{{job_id}}}:pass:{name}:calls"
 
 
@@ -131,6 +133,23 @@ def endpoint_deliveries(tenant: TenantId, endpoint_id: EndpointId) -> str:
     """ZSET of delivery ids, score 0, the newest 1,000: the delivery log of one endpoint.  May hold some that are gone;
     lives 30 days after the last one."""
     return f"d:t:{tenant}:webhook:{endpoint_id}"
+
+
+def spending(tenant: TenantId) -> str:
+    """HASH, what all jobs of a tenant hold at this moment: reserved_nano.  Lives as long as the tenant."""
+    return f"d:t:{tenant}:spending"
+
+
+def day(tenant: TenantId, number: int | str) -> str:
+    """HASH, what a tenant's jobs have spent in one day (UTC, days since 1970 by the server's clock): spent_nano,
+    unconfirmed_nano (upper bounds of calls lost that day), prompt_tokens, completion_tokens, cached_tokens,
+    cache_write_tokens, reasoning_tokens, bought and reused (completions).  Lives 400 days."""
+    return f"d:t:{tenant}:day:{number}"
+
+
+def days(tenant: TenantId) -> str:
+    """ZSET, number of a day → the same number: the days of the last 400 on which the tenant has spent something."""
+    return f"d:t:{tenant}:days"
 
 
 def allowance(tenant: TenantId) -> str:

@@ -14,9 +14,10 @@ from shared.models import JobError, StoredCompletion, Usage
 from shared.store import keys
 from shared.store.connection import Scripts, ask
 from shared.store.content import unpack_completion
+from shared.store.spending import DayLimit
 
 Outcome = Literal["accepted", "rejected", "failed"]
-Answer = Literal["go", "stopped", "unleased", "settled", "smoke", "budget", "paid", "twin"]
+Answer = Literal["go", "stopped", "unleased", "settled", "smoke", "budget", "day", "paid", "twin"]
 UNLIMITED: Final = ""
 _NO_USAGE: Final = Usage()
 
@@ -31,11 +32,14 @@ class PassId:
 
 
 class Halt(msgspec.Struct, frozen=True):
-    """Why nothing more may start in a pass.  kind `pause` keeps the job for its owner, `fail` ends it."""
+    """Why nothing more may start in a pass.  kind `pause` keeps the job for its owner, `fail` ends it.
+
+    needs_nano: when the tenant's limit of the day is reached, what the next call needs of it."""
 
     kind: Literal["pause", "fail"]
     reason: str
     error: JobError | None = None
+    needs_nano: int = 0
 
 
 @dataclass(frozen=True)
@@ -87,8 +91,8 @@ class Beginning:
 class TickResult:
     """state: "open", "complete" or "stopped".  answers: one per beginning, in order.
 
-    reserved_nano: of the job; after a "budget" only of calls that a worker still waits for, so 0 means that waiting
-    will free nothing."""
+    reserved_nano: of the job; after a "budget" or "day" only of calls that a worker still waits for, so 0 means that
+    waiting will free nothing."""
 
     state: str
     settled: int
@@ -101,9 +105,10 @@ class TickResult:
 class PassStore:
     """Chunks under lease, calls with their reservations, completions as they arrive."""
 
-    def __init__(self, client: redis.Redis, scripts: Scripts) -> None:
+    def __init__(self, client: redis.Redis, scripts: Scripts, day_limit: DayLimit) -> None:
         self._redis = client
         self._scripts = scripts
+        self._day_limit = day_limit
 
     async def open(self, pass_id: PassId, *, prompts: int, chunk_size: int, smoke: int, for_pumps: bool = True) -> bool:
         """Let work begin on the pass; whether it is complete already.  smoke: calls before the trial; 0 for none.
@@ -207,7 +212,9 @@ class PassStore:
     ) -> TickResult:
         """Settle what ended and begin what is next, in one step.  Sent twice, it counts once."""
         job_id, name = pass_id.job_id, pass_id.name
-        arguments: list[str | bytes | int] = [job_id, name, keys.completions(job_id, name, ""), token, len(settlements)]
+        arguments: list[str | bytes | int] = [job_id, name, keys.completions(job_id, name, ""), token]
+        most = self._day_limit(tenant)
+        arguments += [UNLIMITED if most is None else most, len(settlements)]
         for ended in settlements:
             arguments += [
                 ended.chunk,
@@ -235,6 +242,9 @@ class PassStore:
                 keys.pass_chunks(job_id, name),
                 keys.PASSES,
                 keys.DUE,
+                keys.spending(tenant),
+                keys.day(tenant, ""),
+                keys.days(tenant),
             ],
             arguments,
         )

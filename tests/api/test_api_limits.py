@@ -50,7 +50,7 @@ async def test_every_answer_says_where_the_tenant_stands_and_the_last_one_when_t
 
 async def test_processes_share_one_bucket(valkey_client: redis.Redis):
     tenant, store = TenantId("acme"), Store(valkey_client)
-    processes = [Allowances(store.rates, 1_200) for _ in range(4)]
+    processes = [Allowances(store.rates, lambda _: 1_200) for _ in range(4)]
 
     async def ask(process: Allowances) -> str:
         try:
@@ -65,7 +65,7 @@ async def test_processes_share_one_bucket(valkey_client: redis.Redis):
 
 async def test_what_was_drawn_and_not_used_goes_back(api: Api):
     now = 0.0
-    process = Allowances(api.store.rates, 6_000, clock=lambda: now)
+    process = Allowances(api.store.rates, lambda _: 6_000, clock=lambda: now)
     tenant = TenantId("acme")
     for _ in range(5):
         now += 10.0

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from shared.lifecycle import JobStatus, PausedReason, Stage
-from shared.settings import ProviderSettings, Settings
+from shared.settings import ProviderSettings, Settings, TenantSettings
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 ERRORS = (Path(__file__).parents[2] / "docs" / "errors.md").read_text(encoding="utf-8")
@@ -25,6 +25,12 @@ def test_the_readme_lists_the_setting_with_its_meaning(name: str) -> None:
 @pytest.mark.parametrize("name", ProviderSettings.model_fields)
 def test_the_readme_lists_what_a_provider_can_be_told(name: str) -> None:
     description = ProviderSettings.model_fields[name].description
+    assert re.search(rf"^\| `{name}` \| .* \| {re.escape(str(description))} \|$", README, re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", TenantSettings.model_fields)
+def test_the_readme_lists_what_may_differ_for_a_tenant(name: str) -> None:
+    description = TenantSettings.model_fields[name].description
     assert re.search(rf"^\| `{name}` \| .* \| {re.escape(str(description))} \|$", README, re.MULTILINE)
 
 

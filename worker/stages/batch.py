@@ -203,12 +203,20 @@ class _Batches:
         self._content = tools.store.content
         self._settings = tools.settings
         self._batcher = tools.providers.batcher(plan.provider)
-        self._scribe = Scribe(job, plan, tools.prices, provider.prices, secret=tools.settings.secret)
+        self._scribe = Scribe(
+            job,
+            plan,
+            tools.prices,
+            provider.prices,
+            secret=tools.settings.secret,
+            day_limited=tools.store.day_limit(job.tenant) is not None,
+        )
         self._save = save
         self._limits = limits
         self._runs = list(job.batches)
         self._pause = False
-        self._short = False  # the budget did not allow the next call
+        self._short = False  # the budget, or what the tenant may spend today, did not allow the next call
+        self._needs_of_day = 0  # what the next call needs of the day, when it was the day
         self.events: list[Event] = []
 
     async def advance(self) -> Outcome:
@@ -270,6 +278,8 @@ class _Batches:
             return Done(events=self.events)
         if not self._short:
             return Wait(_TWIN_SECONDS, events=self.events)
+        if self._needs_of_day:
+            return Pause(PausedReason.DAILY_SPEND, self.events, needs_nano=self._needs_of_day)
         if self._job.spec.budget.on_limit == "fail":
             return Fail(self._scribe.budget_failure(), self.events)
         return Pause(PausedReason.BUDGET, self.events)
@@ -303,7 +313,7 @@ class _Batches:
         await self._claim_all()
         room = Room(self._uncrowded())
         total = self._job.counters.prompts_total
-        end, more, granted, self._short = total, False, 0, False
+        end, more, granted, self._short, self._needs_of_day = total, False, 0, False, 0
         async for chunk, open_ in self._open_prompts(run.first, total):
             settlements, beginnings = await self._to_begin(number, chunk, open_)
             fitting: list[Beginning] = []
@@ -319,7 +329,9 @@ class _Batches:
             granted += result.answers.count("go")
             if "stopped" in result.answers:
                 return False
-            if "budget" in result.answers:
+            if "day" in result.answers:
+                self._needs_of_day = fitting[result.answers.index("day")].ceiling_nano
+            if "budget" in result.answers or "day" in result.answers:
                 end, more, self._short = min(end, (chunk + 1) * self._job.chunk_size), False, True
             if more or self._short:
                 break

@@ -72,7 +72,7 @@ def first_of(pending: Sequence[Wait]) -> Wait | None:
 
 def _outcome_of(halt: Halt, job: Job) -> Outcome:
     if halt.kind == "pause":
-        return Pause(PausedReason(halt.reason))
+        return Pause(PausedReason(halt.reason), needs_nano=halt.needs_nano)
     return Fail(halt.error or JobError(code=halt.reason, message="The pass was stopped.", stage=job.stage))
 
 

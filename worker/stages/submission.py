@@ -114,7 +114,7 @@ class Submission(StudentStep):
             step="intent",
             intent_at_ms=now_ms(),
             submissions=tune.submissions + 1,
-            reserved_nano=expected if limit is not None else 0,
+            reserved_nano=0 if limit is None and self._tools.store.day_limit(self._job.tenant) is None else expected,
         )
         await self._keep(tune)
         assert tune.training_file is not None

@@ -26,8 +26,8 @@ async def train(job: Job, tools: Tools, save: Save) -> Outcome:
             before, tunes[number] = tunes[number], changed
             spent = (changed.cost_nano or 0) - (before.cost_nano or 0)
             reserved = changed.reserved_nano - before.reserved_nano
-            told, events[:] = list(events), []
-            await save({"fine_tunes": tunes}, add={"spent_nano": spent, "reserved_nano": reserved}, events=told)
+            await save({"fine_tunes": tunes}, add={"spent_nano": spent, "reserved_nano": reserved}, events=list(events))
+            events.clear()
 
         if tune.step == "ended":
             continue

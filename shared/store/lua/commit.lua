@@ -1,21 +1,24 @@
 #!lua flags=allow-oom
 -- commit.lua: change a job's row, with its events, webhook deliveries, index entries and due time, all or nothing.
 -- KEYS[1] job row  [2] events  [3] due clock  [4] job's deliveries  [5] prefix of the tenant's per-status indexes
---     [6] results
+--     [6] results  [7] tenant's reservations  [8] prefix of the tenant's days  [9] index of them
 -- ARGV[1] job id  [2] JSON:
 --   commit      unique per change, 32 characters; a change sent twice is made once, also after other changes
 --   fence       "" for an owner's request, else the fence the worker holds
 --   sources     statuses from which the change is allowed; null: any
 --   set         row fields to write ("status" among them moves the index entry)
---   add         row fields to add to (whole numbers)
+--   add         row fields to add to (whole numbers); spent_nano and reserved_nano count for the tenant too
+--   day_limit   most nano-dollars the tenant may spend a day; null: any number
 --   events      list of event JSON texts, without sequence
 --   deliveries  list of {key, id, row, log}; log: of the endpoint, absent for a job's own webhook
 --   due_in_ms   when somebody must look next; -1: never again; null: unchanged
 --   release     true: the lease ends here
 --   progress    true: the row moved on, so takeovers start from 0 again
 --   results     text for the results key, or null
+--   ends        true: `set.status` is terminal.  What is still reserved, for calls whose answers may yet come, then counts
+--               as unconfirmed of this day, so that nothing is reserved for ever; let_go_day remembers the day
 -- Returns {1, version} when done, {0, status} when the status does not allow it, {-1, status} when the fence is stale,
--- {-2, ""} when there is no such job.
+-- {-2, ""} when there is no such job, {-3, status} when what is to be reserved would exceed the limit of the day.
 local change = cjson.decode(ARGV[2])
 local row = redis.call("HMGET", KEYS[1], "status", "fence", "owner", "commits", "version", "sequence")
 local status = row[1]
@@ -32,6 +35,14 @@ if change.sources ~= cjson.null then
 end
 local clock = redis.call("TIME")
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
+local today = string.format("%d", math.floor(clock[1] / 86400))
+local day = KEYS[8] .. today
+local spends, reserves = tonumber(change.add.spent_nano or 0), tonumber(change.add.reserved_nano or 0)
+if reserves > 0 and change.day_limit ~= cjson.null then
+  local counted = redis.call("HMGET", day, "spent_nano", "unconfirmed_nano")
+  local used = (counted[1] or 0) + (counted[2] or 0) + (redis.call("HGET", KEYS[7], "reserved_nano") or 0)
+  if used + spends + reserves > change.day_limit then return {-3, status} end
+end
 local target = change.set.status
 if target and target ~= status then
   redis.call("ZREM", KEYS[5] .. ":" .. status, ARGV[1])
@@ -43,6 +54,24 @@ for field, value in pairs(change.set) do
 end
 for field, amount in pairs(change.add) do
   redis.call("HINCRBY", KEYS[1], field, amount)
+end
+local unconfirmed = 0
+if change.ends then
+  unconfirmed = tonumber(redis.call("HGET", KEYS[1], "reserved_nano") or 0)
+  if unconfirmed ~= 0 then
+    reserves = reserves - unconfirmed
+    redis.call("HSET", KEYS[1], "let_go_day", today)
+  end
+end
+if reserves ~= 0 then redis.call("HINCRBY", KEYS[7], "reserved_nano", reserves) end
+if spends ~= 0 or unconfirmed ~= 0 then
+  redis.call("HINCRBY", day, "spent_nano", spends)
+  redis.call("HINCRBY", day, "unconfirmed_nano", unconfirmed)
+  if redis.call("TTL", day) < 0 then
+    redis.call("EXPIRE", day, 34560000)
+    redis.call("ZADD", KEYS[9], today, today)
+    redis.call("ZREMRANGEBYSCORE", KEYS[9], "-inf", today - 400)
+  end
 end
 local sequence = tonumber(row[6])
 for _, event in ipairs(change.events) do

@@ -1,8 +1,10 @@
 #!lua flags=allow-oom
 -- tick.lua: settle the calls that have ended and begin the next ones, in one step.
--- KEYS[1] job row  [2] pass row  [3] calls  [4] claims  [5] chunks  [6] open passes  [7] due clock
+-- KEYS[1] job row  [2] pass row  [3] calls  [4] claims  [5] chunks  [6] open passes  [7] due clock  [8] tenant's
+--   reservations  [9] prefix of the tenant's days  [10] index of them
 -- ARGV[1] job id  [2] pass name  [3] prefix of the completion keys  [4] token of the worker
---   [5] number of settlements, then for each: chunk, index, call ("" when none was made), blob ("" when the call ended
+--   [5] most nano-dollars the tenant may spend a day ("": any number)
+--   [6] number of settlements, then for each: chunk, index, call ("" when none was made), blob ("" when the call ended
 --   without settling the prompt), cost in nano-dollars ("" unpriced), outcome (accepted, rejected, failed), lost (1: a
 --   call without an answer that may have been billed), reused (1: paid earlier), ledger key ("" for none), seconds to
 --   keep it there, tokens as "prompt completion cached written reasoning"
@@ -11,10 +13,12 @@
 -- with the call's mark, so a script sent twice counts once.
 -- The ledger holds `paid|<job>|<pass>|<chunk>|<index>` for a completion that can be reused, and `call|<call>` while one
 -- is being bought, so that nobody buys the same twice.
+-- What a call costs counts on the day its answer is settled; what a lost one may cost, on the day it was lost, which its
+-- mark remembers.  Reservations belong to no day: whenever they are settled, they count against that day.
 -- Returns {state, settled, accepted, failed, reserved, answer …}: state is "open", "complete" or "stopped"; reserved,
--- after a "budget", only of calls that a worker still waits for; one answer
--- per call to begin: "go", or why not: "stopped", "unleased", "settled", "smoke", "budget", "paid" (the ledger
--- has it), "twin" (somebody is buying it right now).
+-- after a "budget" or "day", only of calls that a worker still waits for; one answer
+-- per call to begin: "go", or why not: "stopped", "unleased", "settled", "smoke", "budget", "day" (the tenant's limit of
+-- the day), "paid" (the ledger has it), "twin" (somebody is buying it right now).
 local row = redis.call("HMGET", KEYS[2], "prompts", "chunk_size", "smoke", "halt")
 local prompts, chunk_size, smoke, halt = tonumber(row[1]), tonumber(row[2]), row[3], row[4]
 local name = ARGV[1] .. "/" .. ARGV[2]
@@ -23,26 +27,71 @@ local function add(field, amount)
   if tonumber(amount) ~= 0 then redis.call("HINCRBY", KEYS[1], field, amount) end
 end
 
+-- An answer that comes after its job was deleted is paid for, and not kept.  let_go_day: the job has ended, and what it
+-- had reserved then counts as unconfirmed of that day (commit.lua).
+local row_of_job = redis.call("HMGET", KEYS[1], "deleted_at_ms", "let_go_day")
+local deleted, let_go = row_of_job[1], row_of_job[2]
+local clock = redis.call("TIME")
+local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
+local today = string.format("%d", math.floor(clock[1] / 86400))
+local held, day = 0, {} -- what is to be added to the tenant's reservations, and to its day
+
+local function count(field, amount)
+  day[field] = (day[field] or 0) + tonumber(amount)
+end
+
+local function confirm(amount, on)
+  -- The call lost on that day is accounted for after all.
+  if on and redis.call("EXISTS", KEYS[9] .. on) == 1 then
+    redis.call("HINCRBY", KEYS[9] .. on, "unconfirmed_nano", -amount)
+  end
+end
+
+local function enter()
+  -- Writes what was counted.
+  if held ~= 0 then redis.call("HINCRBY", KEYS[8], "reserved_nano", held) end
+  local counted = false
+  for field, amount in pairs(day) do
+    if amount ~= 0 then
+      redis.call("HINCRBY", KEYS[9] .. today, field, amount)
+      counted = true
+    end
+  end
+  if counted and redis.call("TTL", KEYS[9] .. today) < 0 then
+    redis.call("EXPIRE", KEYS[9] .. today, 34560000)
+    redis.call("ZADD", KEYS[10], today, today)
+    redis.call("ZREMRANGEBYSCORE", KEYS[10], "-inf", today - 400)
+  end
+  held, day = 0, {}
+end
+
 local function close_mark(index, call, lost)
   -- Ends one call's hold on the budget.  Returns true when the call was known and not closed before.
   local mark = redis.call("HGET", KEYS[3], index)
   local reserved = mark and mark:sub(1, #call + 1) == call .. "|" and mark:sub(#call + 2)
   if reserved then
     redis.call("HDEL", KEYS[3], index)
-    add("reserved_nano", -tonumber(reserved))
+    local amount = tonumber(reserved)
+    add("reserved_nano", -amount)
+    if not let_go then held = held - amount end
     if lost then
-      redis.call("HSET", KEYS[3], index .. "|" .. call, reserved)
+      redis.call("HSET", KEYS[3], index .. "|" .. call, reserved .. "|" .. (let_go or today))
       add("unconfirmed_nano", reserved)
+      if not let_go then count("unconfirmed_nano", amount) end
       add("possibly_billed", 1)
       redis.call("HINCRBY", KEYS[2], "lost", 1)
+    elseif let_go then
+      confirm(amount, let_go)
     end
     return true
   end
   if lost then return false end
-  reserved = redis.call("HGET", KEYS[3], index .. "|" .. call)
-  if not reserved then return false end
+  local kept = redis.call("HGET", KEYS[3], index .. "|" .. call)
+  if not kept then return false end
   redis.call("HDEL", KEYS[3], index .. "|" .. call)
-  add("unconfirmed_nano", -tonumber(reserved))
+  local amount, on = kept:match("^(%d+)|?(%d*)$")
+  add("unconfirmed_nano", -tonumber(amount))
+  confirm(tonumber(amount), on ~= "" and on)
   add("possibly_billed", -1)
   redis.call("HINCRBY", KEYS[2], "lost", -1)
   return true
@@ -50,8 +99,7 @@ end
 
 local function reserved_for_nobody()
   -- Reservations of workers that vanished or let go: waiting will not free them.
-  local clock = redis.call("TIME")
-  local now, sum = clock[1] * 1000 + math.floor(clock[2] / 1000), 0
+  local sum = 0
   local marks = redis.call("HGETALL", KEYS[3])
   for i = 1, #marks, 2 do
     local index = tonumber(marks[i])
@@ -66,11 +114,9 @@ local function reserved_for_nobody()
   return sum
 end
 
--- An answer that comes after its job was deleted is paid for, and not kept.
-local deleted = redis.call("HEXISTS", KEYS[1], "deleted_at_ms") == 1
-local at, touched, changed, spent = 6, {}, false, 0
+local at, touched, changed, spent = 7, {}, false, 0
 local tokens = {0, 0, 0, 0, 0}
-for _ = 1, tonumber(ARGV[5]) do
+for _ = 1, tonumber(ARGV[6]) do
   local chunk, index, call, blob, cost = ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3], ARGV[at + 4]
   local outcome, lost, reused = ARGV[at + 5], ARGV[at + 6] == "1", ARGV[at + 7] == "1"
   local ledger, ledger_seconds = ARGV[at + 8], ARGV[at + 9]
@@ -88,11 +134,15 @@ for _ = 1, tonumber(ARGV[5]) do
     else
       add("unpriced_calls", 1)
     end
+    if outcome ~= "failed" then count("bought", 1) end
   end
   if blob ~= "" and not deleted and redis.call("HSETNX", ARGV[3] .. chunk, index, blob) == 1 then
     redis.call("HINCRBY", KEYS[2], "settled", 1)
     redis.call("HINCRBY", KEYS[2], outcome, 1)
-    if reused then redis.call("HINCRBY", KEYS[2], "reused", 1) end
+    if reused then
+      redis.call("HINCRBY", KEYS[2], "reused", 1)
+      count("reused", 1)
+    end
     touched[chunk] = true
   end
   if ledger ~= "" and not reused then
@@ -110,8 +160,13 @@ for place, field in ipairs({
   "prompt_tokens", "completion_tokens", "cached_tokens", "cache_write_tokens", "reasoning_tokens",
 }) do
   add(field, tokens[place])
+  count(field, tokens[place])
 end
-if spent > 0 then redis.call("HINCRBY", KEYS[2], "spent_nano", spent) end
+if spent > 0 then
+  redis.call("HINCRBY", KEYS[2], "spent_nano", spent)
+  count("spent_nano", spent)
+end
+enter()
 
 for chunk in pairs(touched) do
   local size = math.min(chunk_size, prompts - tonumber(chunk) * chunk_size)
@@ -120,8 +175,7 @@ for chunk in pairs(touched) do
     if redis.call("HINCRBY", KEYS[2], "done", 1) * chunk_size >= prompts then
       redis.call("HSET", KEYS[2], "complete", 1)
       redis.call("ZREM", KEYS[6], name)
-      local clock = redis.call("TIME")
-      redis.call("ZADD", KEYS[7], "XX", clock[1] * 1000 + math.floor(clock[2] / 1000), "job:" .. ARGV[1])
+      redis.call("ZADD", KEYS[7], "XX", now, "job:" .. ARGV[1])
     end
   end
 end
@@ -131,6 +185,11 @@ if at <= #ARGV then
   local job = redis.call("HMGET", KEYS[1], "status", "limit_nano", "spent_nano", "reserved_nano", "unconfirmed_nano")
   local limit = job[2] and job[2] ~= "" and tonumber(job[2])
   local used = tonumber(job[3] or 0) + tonumber(job[4] or 0) + tonumber(job[5] or 0)
+  local most, of_day = tonumber(ARGV[5]), 0
+  if most then
+    local spending = redis.call("HMGET", KEYS[9] .. today, "spent_nano", "unconfirmed_nano")
+    of_day = (spending[1] or 0) + (spending[2] or 0) + (redis.call("HGET", KEYS[8], "reserved_nano") or 0)
+  end
   while at <= #ARGV do
     local chunk, index, call, reserve = ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3]
     local amount, ledger = tonumber(reserve), ARGV[at + 4]
@@ -166,18 +225,23 @@ if at <= #ARGV then
       if answer == "go" and limit and used + amount > limit then
         answer = "budget"
         short = true
+      elseif answer == "go" and most and of_day + amount > most then
+        answer = "day"
+        short = true
       end
       if answer == "go" then
         redis.call("HSET", KEYS[3], index, call .. "|" .. reserve)
         add("reserved_nano", reserve)
         -- Longer than any call may take: when its worker dies, the chunk's next holder takes the entry over.
         if ledger ~= "" then redis.call("SET", ledger, "call|" .. call, "EX", 1200) end
-        used = used + amount
+        held = held + amount
+        used, of_day = used + amount, of_day + amount
         changed = true
       end
     end
     answers[#answers + 1] = answer
   end
+  enter()
 end
 if changed then redis.call("HINCRBY", KEYS[1], "version", 1) end
 local totals = redis.call("HMGET", KEYS[2], "complete", "settled", "accepted", "failed", "halt")

@@ -1,0 +1,173 @@
+"""What a tenant may spend a day: jobs pause at it by themselves, and go on by themselves."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from datetime import UTC, datetime
+
+import pytest
+from builders import a_job, a_spec, accepted, loaded, prompts
+from doubles import Lab, ScriptedTeacher, an_answer, prices_of_a_nano, pumping
+
+from shared.lifecycle import JobStatus, PausedReason, Stage
+from shared.models import Curation, FineTune, Manifest, Split
+from shared.settings import Settings
+from shared.store import Store, keys
+from shared.store.jobs import Change
+from shared.store.spending import day_number
+from worker.engine import Engine
+from worker.stages import Tools
+
+pytestmark = pytest.mark.anyio
+S = JobStatus
+
+
+def dear():
+    """Answers of 20,010 nano-dollars each; the upper bound of a call is some 33,000."""
+
+    async def answer():
+        return an_answer(completion_tokens=20_000)
+
+    return lambda _: [answer()]
+
+
+class Day:
+    """A tenant's limit that can be raised, the engine that keeps it, and a job."""
+
+    def __init__(self, store, lab, prices, limit_nano):
+        self.limit_nano = limit_nano
+        self.store = Store(store._redis, day_limit=lambda _: self.limit_nano)
+        self.lab, self.prices = lab, prices
+        settings = Settings(
+            _env_file=None,
+            redis_url="redis://unused",
+            secret_key="s" * 32,
+            smoke_completions=0,
+            poll_min_seconds=0.01,
+            poll_max_seconds=0.02,
+            takeover_grace_seconds=0.0,
+        )
+        self.engine = Engine(Tools(self.store, lab, prices, settings, lambda: None))
+
+    async def rung(self, job, condition, *, times=300):
+        for _ in range(times):
+            await self.engine.advance(job.id)
+            found = await loaded(self.store, job.id)
+            if condition(found):
+                return found
+            await asyncio.sleep(0.01)
+        raise AssertionError(f"It still stands at {found.status}.")
+
+    async def spent(self, job):
+        standing = await self.store.spending.standing(job.tenant)
+        return standing.today.spent_nano + standing.today.unconfirmed_nano + standing.reserved_nano
+
+    async def passes(self, client, job):
+        today = day_number(datetime.now(UTC).date())
+        await client.rename(keys.day(job.tenant, today), keys.day(job.tenant, today - 1))
+
+
+@pytest.fixture
+def teacher():
+    return ScriptedTeacher(dear())
+
+
+@pytest.fixture
+def day(real_store, teacher, tmp_path):
+    return lambda limit_nano: Day(real_store, Lab(teacher, prices="lab"), prices_of_a_nano(tmp_path), limit_nano)
+
+
+def a_whole_job(count=20):
+    spec = a_spec(split=Split(holdout=0.0, validation=0.0), curation=Curation(min_accepted=1, dedupe=False))
+    return a_job(spec=spec, chunk_size=10, fine_tunes=[FineTune() for _ in spec.students])
+
+
+def paused(job):
+    return job.status is S.PAUSED
+
+
+async def test_a_job_without_a_budget_pauses_at_the_limit_of_the_day_and_goes_on_the_next(day, valkey_client, teacher):
+    day = day(200_000)
+    job = await accepted(day.store, a_whole_job(), prompts(20))
+
+    async with pumping(day.store, day.lab, prices=day.prices, in_flight=4):
+        found = await day.rung(job, paused)
+        assert found.paused_reason is PausedReason.DAILY_SPEND
+        assert 0 < await day.spent(job) <= 200_000
+        asked = len(teacher.asked)
+        await asyncio.sleep(0.1)
+        await day.engine.advance(job.id)
+        assert paused(await loaded(day.store, job.id))
+        assert len(teacher.asked) == asked < 20
+
+        await day.passes(valkey_client, job)
+        await day.rung(job, lambda found: not paused(found))
+        await day.rung(job, paused)
+        assert await day.spent(job) <= 200_000
+        day.limit_nano = 10**9
+        ended = await day.rung(job, lambda found: found.status is S.SUCCEEDED)
+
+    assert ended.paused_reason is None
+    assert set(teacher.calls.values()) == {1}
+
+
+async def test_a_job_that_waits_for_the_next_day_is_looked_at_again_soon(day, valkey_client):
+    day = day(1)
+    job = await accepted(day.store, a_whole_job(), prompts(20))
+    async with pumping(day.store, day.lab, prices=day.prices):
+        await day.rung(job, paused)
+
+    due = await valkey_client.zscore(keys.DUE, f"job:{job.id}")
+
+    assert due / 1000 - datetime.now(UTC).timestamp() < 1
+
+
+async def test_a_paused_job_does_not_go_on_for_a_crumb(day, valkey_client):
+    day = day(200_000)
+    job = await accepted(day.store, a_whole_job(), prompts(20))
+    async with pumping(day.store, day.lab, prices=day.prices, in_flight=4):
+        found = await day.rung(job, paused)
+    needs = found.money.needs_nano
+    assert needs > 20_000
+
+    day.limit_nano = await day.spent(job) + needs - 1
+    await day.engine.advance(job.id)
+    assert paused(await loaded(day.store, job.id))
+    day.limit_nano += 1
+    await day.engine.advance(job.id)
+    assert not paused(await loaded(day.store, job.id))
+
+
+async def test_training_waits_for_the_next_day_and_is_submitted_once(day, valkey_client):
+    day = day(100)
+    spec = a_spec()
+    job = await accepted(day.store, a_job(spec=spec), prompts(2))
+    manifest = Manifest(
+        sha256="ab" * 32, holdout_sha256="cd" * 32, train=2, validation=0, holdout=0, rejected={}, train_bytes=400
+    )
+    await day.store.jobs.change(job, Change(status=S.RUNNING, set={"stage": Stage.TRAINING, "manifest": manifest}))
+    prices = day.prices
+    prices._own = {"lab": {"*": {**prices._own["lab"]["*"], "training": next(iter(prices._own["lab"]["*"].values()))}}}
+
+    found = await day.rung(job, paused)
+    assert found.paused_reason is PausedReason.DAILY_SPEND
+    assert day.lab.the_trainer.submitted == []
+
+    day.limit_nano = 10**9
+    await day.rung(job, lambda found: found.fine_tunes[0].step == "ended")
+    assert len(day.lab.the_trainer.submitted) == 1
+    assert (await day.store.spending.standing(job.tenant)).reserved_nano == 0
+
+
+async def test_two_jobs_of_a_tenant_share_the_day_and_both_end(day, valkey_client, teacher):
+    day = day(300_000)
+    jobs = [await accepted(day.store, a_whole_job(), prompts(20)) for _ in range(2)]
+
+    async with pumping(day.store, day.lab, prices=day.prices, in_flight=8):
+        await asyncio.gather(*(day.rung(job, paused) for job in jobs))
+        assert await day.spent(jobs[0]) <= 300_000
+        day.limit_nano = 10**9
+        await asyncio.gather(*(day.rung(job, lambda found: found.status is S.SUCCEEDED) for job in jobs))
+
+    assert teacher.calls == Counter(dict.fromkeys(teacher.calls, 1)), "the ledger serves both"
