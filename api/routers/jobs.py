@@ -196,7 +196,11 @@ async def delete_job(job_id: str, caller: Writer, services: Wired, response: Res
     return DeletedJobOut.of(receipt)
 
 
-@router.post("/{job_id}/cancel", status_code=202, responses=documented(404, 410, 409))
+@router.post(
+    "/{job_id}/cancel",
+    status_code=202,
+    responses=documented(404, 410, 409) | {200: {"model": JobOut, "description": "it is cancelled"}},
+)
 async def cancel_job(job_id: str, caller: Writer, services: Wired, response: Response) -> JobOut:
     """Stop the job.  202 while its worker lets go, 200 once it is cancelled.  Paid work stays and can be exported."""
     job = await services.jobs.cancel(caller.tenant, job_id)

@@ -2,6 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import fakeredis
@@ -20,7 +29,10 @@ from shared.store import Store, keys
 from shared.store.content import pack_completion
 from shared.store.jobs import TEACHER, Change
 
+REPO = Path(__file__).parents[2]
 ADMIN_KEY = "dk_test_0123456789abcdef"
+SECRET_KEY = "s" * 32
+WEBHOOK_SECRET = "whsec_" + "c2VjcmV0LXNlY3JldC1zZWNyZXQh"
 MEMBERS = {
     "type",
     "title",
@@ -36,6 +48,38 @@ MEMBERS = {
 #: What `source` shows of stored completions when a job has another source.
 NOT_STORED = {"provider": None, "model": None, "metadata": None}
 AUTHORIZED = {"Authorization": f"Bearer {ADMIN_KEY}"}
+
+
+@contextmanager
+def an_api_process(redis_url: str, **settings: str) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+    """`python -m api` on a store, as (process, its address).  settings: DISTILL_… without the prefix."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    openai = {"base_url": "http://127.0.0.1:1/v1", "prices": "openai", "webhook_secret": WEBHOOK_SECRET}
+    given = {
+        "REDIS_URL": redis_url,
+        "SECRET_KEY": SECRET_KEY,
+        "ADMIN_KEY": ADMIN_KEY,
+        "API_PORT": str(port),
+        "PROVIDERS": json.dumps({"openai": openai}),
+        **settings,
+    }
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("DISTILL_", "OPENAI_"))}
+    environment |= {f"DISTILL_{name}": value for name, value in given.items()}
+    running = subprocess.Popen([sys.executable, "-m", "api"], cwd=REPO, env=environment, stderr=subprocess.PIPE)
+    url = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(200):
+            try:
+                httpx2.get(f"{url}/healthz")
+                break
+            except httpx2.TransportError:
+                time.sleep(0.1)
+        yield running, url
+    finally:
+        running.kill()
+        running.communicate()
 
 
 class FakeServer(fakeredis.FakeAsyncRedis):
@@ -95,7 +139,7 @@ def some_settings(**changes: Any) -> Settings:
     free = ProviderSettings(base_url="http://127.0.0.1:1/v1", can_train=False)
     values: dict[str, Any] = {
         "redis_url": "redis://127.0.0.1:1/0",
-        "secret_key": "s" * 32,
+        "secret_key": SECRET_KEY,
         "admin_key": ADMIN_KEY,
         "providers": {"openai": openai, "closed": free},
         "active_jobs_max": 0,

@@ -5,23 +5,31 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
-import time
 from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
 
 import httpx2
 import pytest
 import redis.asyncio as redis
-from api_kit import ADMIN_KEY, AUTHORIZED, Api, a_request, answer_all, begin, curate, problem_of, some_settings
+from api_kit import (
+    ADMIN_KEY,
+    AUTHORIZED,
+    REPO,
+    Api,
+    a_request,
+    an_api_process,
+    answer_all,
+    begin,
+    curate,
+    problem_of,
+    some_settings,
+)
 
 from cli import embedded
 from shared.store import Store
 
 pytestmark = pytest.mark.anyio
-REPO = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -64,32 +72,8 @@ async def test_the_embedded_server_is_durable_and_says_so(real: Api):
 
 @pytest.fixture
 def process(valkey: embedded.Embedded) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    openai = {"base_url": "http://127.0.0.1:1/v1", "prices": "openai"}
-    environment = {
-        name: value for name, value in os.environ.items() if not name.startswith(("DISTILL_", "OPENAI_"))
-    } | {
-        "DISTILL_REDIS_URL": valkey.url,
-        "DISTILL_SECRET_KEY": "s" * 32,
-        "DISTILL_ADMIN_KEY": ADMIN_KEY,
-        "DISTILL_API_PORT": str(port),
-        "DISTILL_PROVIDERS": json.dumps({"openai": openai}),
-    }
-    running = subprocess.Popen([sys.executable, "-m", "api"], cwd=REPO, env=environment, stderr=subprocess.PIPE)
-    url = f"http://127.0.0.1:{port}"
-    try:
-        for _ in range(200):
-            try:
-                httpx2.get(f"{url}/healthz")
-                break
-            except httpx2.TransportError:
-                time.sleep(0.1)
-        yield running, url
-    finally:
-        running.kill()
-        running.communicate()
+    with an_api_process(valkey.url) as running:
+        yield running
 
 
 def test_an_accepted_job_survives_the_death_of_the_api_and_sigterm_ends_it_in_order(
