@@ -209,7 +209,8 @@ class FineTune(Record, frozen=True, kw_only=True):
     """One student on its way.  `step` is written before each provider call, so a crash is always found half-way.
 
     step: new → uploading → uploaded → intent → submitted → ended.
-    status, fine_tuned_model, …: the provider's words, as last seen.  intent_at_ms: when submission was first meant."""
+    status, fine_tuned_model, …: the provider's words, as last seen.  intent_at_ms: when submission was first meant.
+    last_event_id, last_event_at (unix s): of the newest of its events that is read; events_at_ms: when they were."""
 
     step: Literal["new", "uploading", "uploaded", "intent", "submitted", "ended"] = "new"
     training_file: str | None = None
@@ -226,6 +227,8 @@ class FineTune(Record, frozen=True, kw_only=True):
     estimated_finish_at: int | None = None
     ended_at_ms: int | None = None
     last_event_id: str | None = None
+    last_event_at: int | None = None
+    events_at_ms: int | None = None
     reserved_nano: int = 0
     cost_nano: int | None = None
     error: JobError | None = None

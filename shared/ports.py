@@ -170,6 +170,13 @@ class TrainingJob(msgspec.Struct, frozen=True):
     error_param: str | None = None
 
 
+class TrainingPage(msgspec.Struct, frozen=True):
+    """A piece of the list of fine-tuning jobs, newest first where the provider keeps to OpenAI's order."""
+
+    jobs: list[TrainingJob]
+    more: bool
+
+
 class TrainingEvent(msgspec.Struct, frozen=True):
     id: str
     created_at: int
@@ -199,11 +206,15 @@ class Trainer(Protocol):
     async def poll(self, job_id: str) -> TrainingJob | None:
         """The job as it stands, or None when the provider no longer knows it."""
 
+    async def page(self, *, after: str | None) -> TrainingPage:
+        """Up to 100 jobs, from behind the one with id `after`."""
+
     async def cancel(self, job_id: str) -> None:
         """Ask for the end of a job.  One that has ended already is no error."""
 
-    async def events(self, job_id: str, *, after: str | None) -> Sequence[TrainingEvent]:
-        """Events newer than the one with id `after`, oldest first."""
+    async def events(self, job_id: str, *, after: str | None, known_until: int | None) -> Sequence[TrainingEvent]:
+        """Events newer than the one with id `after`, oldest first.  known_until: when that one was created (unix s):
+        what is older is known too, even where the one itself is no longer listed."""
 
     async def shutdown_date(self, model: str) -> str | None:
         """Day on which the provider retires the model, "YYYY-MM-DD", or None.  Raises `ProviderModelMissing`."""

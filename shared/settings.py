@@ -174,6 +174,9 @@ class Settings(BaseSettings):
 
     poll_min_seconds: float = Field(1.0, gt=0, description="shortest wait between two looks at a fine-tune or batch")
     poll_max_seconds: float = Field(30.0, gt=0, description="longest wait between two looks at a fine-tune or batch")
+    poll_list_from: int = Field(
+        3, ge=1, description="as many due fine-tunes of one provider are read by list pages, fewer one by one"
+    )
     provider_timeout_seconds: float = Field(60.0, gt=0, le=600, description="files and fine-tuning requests")
     unknown_outcome_wait_seconds: float = Field(
         120.0,

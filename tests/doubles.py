@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from shared.errors import StoreError
-from shared.ports import Completion, CompletionRequest, TrainingEvent, TrainingJob, TrainingRequest
+from shared.ports import Completion, CompletionRequest, TrainingEvent, TrainingJob, TrainingPage, TrainingRequest
 from shared.pricing import Prices
 from shared.retries import RetryPolicy
 from shared.settings import ProviderSettings
@@ -88,6 +88,10 @@ class ScriptedTrainer:
         self.uploads = 0
         self.files_unlisted = 0  # the newest files, which the next list does not show yet
         self.status = "succeeded"
+        self.statuses: dict[str, str] = {}  # of single jobs, over `status`
+        self.unlisted: set[str] = set()
+        self.deleted: set[str] = set()
+        self.page_size = 100
 
     @contextlib.contextmanager
     def _call(self, name: str) -> Any:
@@ -145,17 +149,28 @@ class ScriptedTrainer:
 
     async def poll(self, job_id: str) -> TrainingJob | None:
         with self._call("poll"):
-            job = next(job for job in self.jobs if job.id == job_id)
-            if job.id in self.cancelled:
-                return msgspec.structs.replace(job, status="cancelled", state="cancelled")
-            model = f"ft:{job.id}" if self.status == "succeeded" else None
-            return msgspec.structs.replace(job, status=self.status, state=self.status, fine_tuned_model=model)
+            return next((self._now(job) for job in self.jobs if job.id == job_id and job.id not in self.deleted), None)
+
+    def _now(self, job: TrainingJob) -> TrainingJob:
+        status = self.statuses.get(job.id, self.status)
+        if job.id in self.cancelled:
+            status = "cancelled"
+        model = f"ft:{job.id}" if status == "succeeded" else None
+        return msgspec.structs.replace(job, status=status, state=status, fine_tuned_model=model)
 
     async def cancel(self, job_id: str) -> None:
         with self._call("cancel"):
             self.cancelled.append(job_id)
 
-    async def events(self, job_id: str, *, after: str | None) -> Sequence[TrainingEvent]:
+    async def page(self, *, after: str | None) -> TrainingPage:
+        """Newest first, by `page_size`."""
+        with self._call("page"):
+            listed = [self._now(job) for job in reversed(self.jobs) if job.id not in self.unlisted | self.deleted]
+            start = 0 if after is None else [job.id for job in listed].index(after) + 1
+            end = start + self.page_size
+            return TrainingPage(listed[start:end], end < len(listed))
+
+    async def events(self, job_id: str, *, after: str | None, known_until: int | None) -> Sequence[TrainingEvent]:
         with self._call("events"):
             return []
 

@@ -88,7 +88,7 @@ class Engine:
             if job is None or job.status not in _TIMED or job.stage_attempts:
                 return False
             if job.stage is Stage.TRAINING or (job.stage is Stage.GENERATING and job.batches):
-                return await self._tools.store.followed.take_hint(job_id)
+                return await self._tools.store.followed.is_hinted(job_id)
             if job.status is not JobStatus.RUNNING:
                 return False
             for phase in reversed(phases(job)):

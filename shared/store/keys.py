@@ -202,10 +202,26 @@ def awaited(provider: str, object_id: str) -> str:
     return f"d:p:{provider}:awaited:{object_id}"
 
 
+def followed(provider: str) -> str:
+    """HASH, fine-tuning job id → JSON of how it is followed (`followed.Pace`).  What nobody has looked at for a day is
+    dropped by the next reading; lives two days after the last look."""
+    return f"d:p:{provider}:followed"
+
+
 def noticeboard(provider: str) -> str:
     """HASH, fine-tuning job id → `<unix ms of reading> <the job as JSON, or - when it was not on the list>`: what one
-    worker has read for all.  Lives an hour after the last reading."""
+    worker has read for all.  Lives a day after the last reading."""
     return f"d:p:{provider}:board"
+
+
+def reading(provider: str) -> str:
+    """STRING, there while a worker reads the provider's list of fine-tuning jobs; a few seconds after it died."""
+    return f"d:p:{provider}:reading"
+
+
+def unlisted(provider: str) -> str:
+    """STRING, there for ten minutes after a provider turned out to have no list of fine-tuning jobs."""
+    return f"d:p:{provider}:unlisted"
 
 
 def provider_event(provider: str, event_id: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -27,6 +28,7 @@ from shared.ports import (
     CompletionRequest,
     TrainingEvent,
     TrainingJob,
+    TrainingPage,
     TrainingRequest,
 )
 from shared.settings import ProviderSettings
@@ -243,18 +245,23 @@ class OpenAITrainer:
         except ProviderModelMissing:  # 404: the job is gone
             return None
 
+    async def page(self, *, after: str | None) -> TrainingPage:
+        behind: dict[str, Any] = {} if after is None else {"after": after}
+        page = await asked(self._client.fine_tuning.jobs.list(limit=100, **behind))
+        return TrainingPage([_training_job(job) for job in page.data], page.has_next_page())
+
     async def cancel(self, job_id: str) -> None:
         try:
             await asked(self._client.fine_tuning.jobs.cancel(job_id))
         except (ProviderRejected, ProviderModelMissing):
             return  # it has ended, or is gone: nothing is left to cancel
 
-    async def events(self, job_id: str, *, after: str | None) -> Sequence[TrainingEvent]:
+    async def events(self, job_id: str, *, after: str | None, known_until: int | None) -> Sequence[TrainingEvent]:
         """The provider lists newest first; we read back to the one we know."""
         fresh: list[TrainingEvent] = []
         async for page in pages(self._client.fine_tuning.jobs.list_events(job_id, limit=100)):
             for event in page:
-                if event.id == after:
+                if event.id == after or (known_until is not None and event.created_at < known_until):
                     return list(reversed(fresh))
                 fresh.append(
                     TrainingEvent(
@@ -290,11 +297,17 @@ class OpenAITrainer:
         await self._client.close()
 
 
+@lru_cache(maxsize=64)
+def _say_unknown(status: str) -> None:
+    """Once a process: the list shows it again at every reading."""
+    _log.warning("unknown_training_status", status=status)
+
+
 def _training_job(job: FineTuningJob) -> TrainingJob:
     """Decided by `status`, never by `error`: a job that succeeded carries an empty one, which is true."""
     state = STATES.get(job.status)
     if state is None:
-        _log.warning("unknown_training_status", status=str(job.status)[:64], fine_tuning_job=job.id)
+        _say_unknown(str(job.status)[:64])
         state = "running"
     error: JsonObject = job.error.model_dump() if state == "failed" and job.error else {}
     return TrainingJob(

@@ -12,9 +12,13 @@ from shared.ids import new_event_id
 from shared.lifecycle import Stage
 from shared.models import Event, FineTune
 from shared.ports import TrainingEvent, TrainingJob
-from worker.stages.student import StudentStep
+from worker.noticeboard import ENDED, Noticeboard
+from worker.stages.student import StudentStep, now_ms
 
 _EVENTS_PER_LOOK: Final = 200
+_EVENT_READS_PER_INTERVAL: Final = 20  # of all fine-tuning jobs at one provider together, while they run
+_LATER_SECONDS: Final = 1.0
+_CLOCK_SKEW_SECONDS: Final = 600  # between the provider's clock and ours
 _MESSAGE_CHARS: Final = 500
 
 
@@ -26,14 +30,30 @@ class Following(StudentStep):
             return None
         return self._tools.prices.training_nano(self._price_list(), self._student.model, job.trained_tokens)
 
-    async def look(self, tune: FineTune) -> float | None:
-        """Seconds until the next look, None when the student has ended."""
+    async def look(self, tune: FineTune, *, hinted: bool = False) -> float | None:
+        """Seconds until the next look, None when the student has ended.  hinted: the provider says that it changed."""
         assert tune.fine_tuning_job_id is not None
-        job = await self._trainer.poll(tune.fine_tuning_job_id)
+        interval = self._interval(tune)
+        board = Noticeboard(
+            self._tools.store.followed,
+            self._student.provider,
+            self._trainer,
+            list_from=self._settings.poll_list_from,
+        )
+        seen = await board.look(
+            tune.fine_tuning_job_id,
+            since=(tune.intent_at_ms or 0) // 1000 - _CLOCK_SKEW_SECONDS,
+            every_seconds=interval,
+            hinted=hinted,
+        )
+        if seen.later:
+            return min(_LATER_SECONDS, interval) * _jitter()
+        job = seen.job
         if job is None:
             await self._end(tune, status="deleted", error=self._failure("was deleted at the provider", None))
             return None
-        tune = await self._read_events(tune)
+        if self._events_due(tune, job, interval, followed=seen.followed):
+            tune = await self._read_events(tune)
         tune = replace(
             tune,
             status=job.status,
@@ -55,25 +75,38 @@ class Following(StudentStep):
                 await self._end(tune, status=job.status, error=error)
                 return None
         await self._keep(tune)
-        return self._interval(tune)
+        return interval * _jitter()
+
+    def _events_due(self, tune: FineTune, job: TrainingJob, interval: float, *, followed: int) -> bool:
+        """At every look while few jobs are in training; of many, each has its turn, or has something to tell."""
+        if job.status != tune.status or job.state in ENDED:
+            return True
+        turns = max(1.0, followed / _EVENT_READS_PER_INTERVAL)
+        # Looks are jittered, and every look is somebody's turn when there are few.
+        return turns == 1.0 or now_ms() - (tune.events_at_ms or 0) >= interval * 1000 * turns
 
     def _interval(self, tune: FineTune) -> float:
-        """The longer it has run, or has yet to run, the longer until the next look; jittered, so jobs spread out."""
+        """The longer it has run, or has yet to run, the longer until the next look."""
         now = time.time()
         elapsed = now - (tune.intent_at_ms or 0) / 1000
         ahead = (tune.estimated_finish_at - now) if tune.estimated_finish_at else elapsed
         shortest, longest = self._settings.poll_min_seconds, self._settings.poll_max_seconds
-        return min(longest, max(shortest, ahead / 5)) * random.uniform(0.9, 1.1)
+        return min(longest, max(shortest, ahead / 5))
 
     async def _read_events(self, tune: FineTune) -> FineTune:
         assert tune.fine_tuning_job_id is not None
-        fresh = (await self._trainer.events(tune.fine_tuning_job_id, after=tune.last_event_id))[:_EVENTS_PER_LOOK]
+        known_until = tune.last_event_at
+        fresh = (
+            await self._trainer.events(tune.fine_tuning_job_id, after=tune.last_event_id, known_until=known_until)
+        )[:_EVENTS_PER_LOOK]
         for event in fresh:
             self._events.append(self._own(event))
             step, total = event.data.get("step"), event.data.get("total_steps")
             if isinstance(step, int):
                 tune = replace(tune, step_number=step, total_steps=total if isinstance(total, int) else None)
-        return replace(tune, last_event_id=fresh[-1].id) if fresh else tune
+        if fresh:
+            tune = replace(tune, last_event_id=fresh[-1].id, last_event_at=fresh[-1].created_at)
+        return replace(tune, events_at_ms=now_ms())
 
     def _own(self, event: TrainingEvent) -> Event:
         level = event.level if event.level in {"info", "warn", "error"} else "info"
@@ -86,3 +119,8 @@ class Following(StudentStep):
             stage=Stage.TRAINING,
             data={"student": self._number, **event.data},
         )
+
+
+def _jitter() -> float:
+    """So that the looks at many jobs spread out."""
+    return random.uniform(0.9, 1.1)

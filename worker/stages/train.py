@@ -15,7 +15,7 @@ from worker.stages.submission import LOOK_FOR_LOST_SECONDS, BudgetReached, Submi
 
 async def train(job: Job, tools: Tools, save: Save) -> Outcome:
     """One step for every student that has not ended; done when all have."""
-    await tools.store.followed.take_hint(job.id)  # we look now
+    hinted = await tools.store.followed.take_hint(job.id)
     tunes = list(job.fine_tunes)
     events: list[Event] = []
     waits: list[float] = []
@@ -33,13 +33,12 @@ async def train(job: Job, tools: Tools, save: Save) -> Outcome:
             continue
         try:
             if tune.step == "submitted":
-                await _expect(job, number, tune, tools)
-                wait = await Following(job, number, tools, keep, events).look(tune)
+                wait = await Following(job, number, tools, keep, events).look(tune, hinted=hinted)
             else:
                 wait = await Submission(job, number, tools, keep, events).advance(tune)
-                await _expect(job, number, tunes[number], tools)
         except BudgetReached:
             return _budget_reached(job)
+        await _wait_for(job, number, tunes[number], tools)
         if wait is not None:
             waits.append(wait)
     if waits:
@@ -49,10 +48,15 @@ async def train(job: Job, tools: Tools, save: Save) -> Outcome:
     return Fail(next(tune.error for tune in tunes if tune.error is not None), events=events)
 
 
-async def _expect(job: Job, number: int, tune: FineTune, tools: Tools) -> None:
-    """The provider's events about this fine-tuning job are for this job."""
-    if tune.fine_tuning_job_id is not None:
-        await tools.store.followed.expect(job.spec.students[number].provider, tune.fine_tuning_job_id, job.id)
+async def _wait_for(job: Job, number: int, tune: FineTune, tools: Tools) -> None:
+    """The provider's events about this student's fine-tuning job are for this job, until it has ended."""
+    provider, followed = job.spec.students[number].provider, tools.store.followed
+    if tune.fine_tuning_job_id is None:
+        return
+    if tune.step == "ended":
+        await followed.unfollow(provider, tune.fine_tuning_job_id)
+    else:
+        await followed.expect(provider, tune.fine_tuning_job_id, job.id)
 
 
 def _budget_reached(job: Job) -> Outcome:
@@ -86,5 +90,6 @@ async def cancel_training(job: Job, tools: Tools) -> Stopped | Wait:
         for fine_tuning_job_id in ids:
             await trainer.cancel(fine_tuning_job_id)
         tunes[number] = replace(tune, step="ended", status="cancelled", ended_at_ms=now_ms(), reserved_nano=0)
+        await _wait_for(job, number, tunes[number], tools)
     freed = sum(after.reserved_nano - before.reserved_nano for before, after in zip(job.fine_tunes, tunes, strict=True))
     return Stopped(set={"fine_tunes": tunes}, add={"reserved_nano": freed})
