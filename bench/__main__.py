@@ -7,7 +7,7 @@ import importlib
 import signal
 import sys
 
-NAMES = ("completions", "workers", "limits", "fairness", "million", "files", "clients")
+NAMES = ("completions", "workers", "limits", "fairness", "million", "files", "clients", "polling")
 
 
 def main() -> None:

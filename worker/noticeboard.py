@@ -17,6 +17,7 @@ from typing import Final, Literal
 import structlog
 
 from shared.errors import ProviderModelMissing, ProviderRejected
+from shared.ids import JobId
 from shared.ports import Trainer, TrainingJob, TrainingPage
 from shared.store.followed import Entry, FollowedStore, Pace, Sight
 
@@ -47,8 +48,8 @@ class Look:
 
 def way(sight: Sight, *, every_ms: int, list_from: int, hinted: bool) -> Literal["board", "retrieve", "list"]:
     """Where to look.  every_ms: between two looks.  hinted: the provider has told of a change, so what was read before
-    counts no more."""
-    if hinted or not sight.has_list or sight.followed < list_from:
+    counts no more.  Who is new begins with a request of its own."""
+    if hinted or sight.new or not sight.has_list or sight.followed < list_from:
         return "retrieve"
     if sight.entry is None or sight.now_ms - sight.entry.read_at_ms >= _FRESH * every_ms:
         return "list"
@@ -80,10 +81,12 @@ def read_on(page: TrainingPage, *, pages: int, met: int, unmet: Sequence[Pace], 
 
 
 class Noticeboard:
-    """list_from: as many due fine-tuning jobs are read by pages; fewer are retrieved one by one."""
+    """job_id: whose fine-tuning jobs are looked at.  list_from: as many that are due are read by pages; fewer are
+    retrieved one by one."""
 
-    def __init__(self, store: FollowedStore, provider: str, trainer: Trainer, *, list_from: int) -> None:
+    def __init__(self, store: FollowedStore, provider: str, trainer: Trainer, job_id: JobId, *, list_from: int) -> None:
         self._store = store
+        self._job_id = job_id
         self._provider = provider
         self._trainer = trainer
         self._list_from = list_from
@@ -93,13 +96,13 @@ class Noticeboard:
 
         Raises a `ProviderError` when the provider was asked and gave no usable answer."""
         every_ms = int(every_seconds * 1000)
-        sight = await self._store.look(self._provider, id_, since=since, every_ms=every_ms)
+        sight = await self._store.look(self._provider, id_, self._job_id, since=since, every_ms=every_ms)
         match way(sight, every_ms=every_ms, list_from=self._list_from, hinted=hinted):
             case "board":
                 assert sight.entry is not None
                 return Look(sight.entry.job, sight.followed)
             case "retrieve":
-                return Look(await self._retrieve(id_, sight.now_ms), sight.followed)
+                return await self._retrieve(id_, sight)
         if not await self._store.begin_reading(self._provider, for_ms=_READING_MS):
             return await self._read_by_another(id_, sight, every_ms)
         try:
@@ -107,14 +110,14 @@ class Noticeboard:
         finally:
             await self._store.end_reading(self._provider)
         if entry is None or entry.job is None:
-            return Look(await self._retrieve(id_, sight.now_ms), sight.followed)
+            return await self._retrieve(id_, sight)
         return Look(entry.job, sight.followed)
 
-    async def _retrieve(self, id_: str, now_ms: int) -> TrainingJob | None:
+    async def _retrieve(self, id_: str, sight: Sight) -> Look:
         job = await self._trainer.poll(id_)
-        if job is not None:
-            await self._store.post(self._provider, {id_: Entry(now_ms, job)})
-        return job
+        if job is not None and sight.followed >= self._list_from:
+            await self._store.post(self._provider, {id_: Entry(sight.now_ms, job)})
+        return Look(job, sight.followed)
 
     async def _read_by_another(self, id_: str, sight: Sight, every_ms: int) -> Look:
         entry = sight.entry
@@ -126,7 +129,7 @@ class Noticeboard:
         if entry is None:
             return Look(None, sight.followed, later=True)
         if entry.job is None:
-            return Look(await self._retrieve(id_, sight.now_ms), sight.followed)
+            return await self._retrieve(id_, sight)
         return Look(entry.job, sight.followed)
 
     async def _read(self, id_: str, now_ms: int) -> Entry | None:

@@ -17,8 +17,8 @@ from shared.ports import TrainingJob
 from shared.store import keys
 from shared.store.connection import Scripts, ask
 
-_AWAITED_SECONDS: Final = 3 * 86_400
-_FOLLOWED_SECONDS: Final = 2 * 86_400
+_AWAITED_SECONDS: Final = 3 * 86_400  # far longer than two looks are apart
+_NOTED_AGAIN_MS: Final = 3_600_000
 _BOARD_SECONDS: Final = 86_400
 _EVENT_SECONDS: Final = 900  # a signature holds five minutes each way
 _UNLISTED_SECONDS: Final = 600
@@ -42,12 +42,14 @@ class Entry:
 
 @dataclass(frozen=True)
 class Sight:
-    """What a worker finds before it asks the provider.  followed: at this provider, this one included."""
+    """What a worker finds before it asks the provider.  followed: at this provider, this one included.  new: this one
+    was not followed before."""
 
     followed: int
     entry: Entry | None
     now_ms: int
     has_list: bool
+    new: bool = False
 
 
 _paces: Final = msgspec.json.Decoder(Pace)
@@ -89,14 +91,19 @@ class FollowedStore:
 
     # --- the noticeboard ----------------------------------------------------------------------------------------------
 
-    async def look(self, provider: str, fine_tuning_job_id: str, *, since: int, every_ms: int) -> Sight:
-        """Note that the fine-tuning job is followed, and see what is known of it."""
-        followed, entry, now_ms, unlisted = await self._scripts.run(
+    async def look(self, provider: str, fine_tuning_job_id: str, job_id: JobId, *, since: int, every_ms: int) -> Sight:
+        """Note that the fine-tuning job is followed by this job, and see what is known of it."""
+        followed, entry, now_ms, unlisted, new = await self._scripts.run(
             "look_at_board",
-            [keys.followed(provider), keys.noticeboard(provider), keys.unlisted(provider)],
-            [fine_tuning_job_id, since, every_ms, _FOLLOWED_SECONDS],
+            [
+                keys.followed(provider),
+                keys.noticeboard(provider),
+                keys.unlisted(provider),
+                keys.awaited(provider, fine_tuning_job_id),
+            ],
+            [fine_tuning_job_id, since, every_ms, job_id, _AWAITED_SECONDS, _NOTED_AGAIN_MS],
         )
-        return Sight(int(followed), _entry_of(entry), int(now_ms), not unlisted)
+        return Sight(int(followed), _entry_of(entry), int(now_ms), not unlisted, bool(new))
 
     async def unfollow(self, provider: str, fine_tuning_job_id: str) -> None:
         pipe = self._redis.pipeline(transaction=False)

@@ -204,7 +204,7 @@ def awaited(provider: str, object_id: str) -> str:
 
 def followed(provider: str) -> str:
     """HASH, fine-tuning job id → JSON of how it is followed (`followed.Pace`).  What nobody has looked at for a day is
-    dropped by the next reading; lives two days after the last look."""
+    dropped by the next reading; lives three days after the last look."""
     return f"d:p:{provider}:followed"
 
 

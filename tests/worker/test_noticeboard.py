@@ -8,6 +8,7 @@ from builders import a_job, accepted
 from doubles import ScriptedTrainer
 
 from shared.errors import ProviderModelMissing, ProviderUnavailable
+from shared.ids import JobId
 from shared.ports import TrainingJob, TrainingPage
 from shared.store import keys
 from shared.store.followed import Entry, Pace, Sight
@@ -36,7 +37,7 @@ def a_trainer(jobs, *, page_size=100):
 
 
 def a_board(store, trainer, **fields):
-    return Noticeboard(store.followed, "lab", trainer, **{"list_from": 3} | fields)
+    return Noticeboard(store.followed, "lab", trainer, JobId("job_1"), **{"list_from": 3} | fields)
 
 
 async def look(board, number, *, every=60.0, **how):
@@ -58,7 +59,7 @@ async def followed(store, trainer, jobs, *, page_size=100):
     """A board on which so many jobs are followed, all due."""
     board = a_board(store, trainer)
     for number in range(jobs):
-        await store.followed.look("lab", f"ftjob-{number}", since=BORN + number - 600, every_ms=60_000)
+        await store.followed.look("lab", f"ftjob-{number}", JobId("job_1"), since=BORN + number - 600, every_ms=60_000)
     return board
 
 
@@ -93,6 +94,17 @@ async def test_in_the_next_interval_the_pages_are_read_once_more(store):
     await look_at_all(board, range(0, 250, 7))
 
     assert Counter(trainer.calls) == {"page": 6}
+
+
+async def test_a_job_that_is_new_is_retrieved_once_and_then_read_with_the_others(store):
+    trainer = a_trainer(30)
+    board = a_board(store, trainer)
+
+    await look_at_all(board, range(30))
+    await everything_is_old(store)
+    await look_at_all(board, range(30))
+
+    assert Counter(trainer.calls) == {"poll": 30, "page": 1}
 
 
 async def test_a_job_that_is_looked_at_often_does_not_have_all_pages_read_often(store):
@@ -184,7 +196,7 @@ async def test_a_list_in_another_order_costs_a_page_more_and_misses_nothing(stor
     board = a_board(store, OldestFirst())
     first = range(jobs - 40, jobs)  # older ones are there, and nobody follows them
     for number in first:
-        await store.followed.look("lab", f"ftjob-{number}", since=BORN + jobs - 100, every_ms=60_000)
+        await store.followed.look("lab", f"ftjob-{number}", JobId("job_1"), since=BORN + jobs - 100, every_ms=60_000)
 
     found = await look_at_all(board, first)
 

@@ -33,11 +33,12 @@ class Following(StudentStep):
     async def look(self, tune: FineTune, *, hinted: bool = False) -> float | None:
         """Seconds until the next look, None when the student has ended.  hinted: the provider says that it changed."""
         assert tune.fine_tuning_job_id is not None
-        interval = self._interval(tune)
+        before, interval = tune, self._interval(tune)
         board = Noticeboard(
             self._tools.store.followed,
             self._student.provider,
             self._trainer,
+            self._job.id,
             list_from=self._settings.poll_list_from,
         )
         seen = await board.look(
@@ -74,7 +75,8 @@ class Following(StudentStep):
                 error = self._failure("was cancelled at the provider", job)
                 await self._end(tune, status=job.status, error=error)
                 return None
-        await self._keep(tune)
+        if tune != before:
+            await self._keep(tune)
         return interval * _jitter()
 
     def _events_due(self, tune: FineTune, job: TrainingJob, interval: float, *, followed: int) -> bool:

@@ -38,7 +38,8 @@ async def train(job: Job, tools: Tools, save: Save) -> Outcome:
                 wait = await Submission(job, number, tools, keep, events).advance(tune)
         except BudgetReached:
             return _budget_reached(job)
-        await _wait_for(job, number, tunes[number], tools)
+        if tunes[number].step != tune.step:
+            await _wait_for(job, number, tunes[number], tools)
         if wait is not None:
             waits.append(wait)
     if waits:
