@@ -28,7 +28,7 @@ _FRESH: Final = 0.95  # of the time between two looks: a reading that old serves
 _DUE: Final = 0.7  # of that time: a reading is worth renewing when the list is read anyway
 _BEARABLE: Final = 3.0  # of that time: good enough while somebody else reads
 _PAGES_MAX: Final = 100
-_READING_MS: Final = 10_000  # a reader that is dead for so long is not waited for
+_READING_MS: Final = 5_000  # a reader that is dead for so long is not waited for
 _MOMENT_SECONDS: Final = 0.3
 _FORGOTTEN_MS: Final = 86_400_000  # not looked at for so long, it is not followed
 
