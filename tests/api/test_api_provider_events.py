@@ -183,7 +183,7 @@ async def test_a_large_body_is_not_read(api: Api):
 
 async def test_strangers_cannot_use_up_what_the_provider_may_send(api: Api):
     allowances = api.app.state.services.event_allowances
-    allowances._per_minute = 60
+    allowances._per_minute = lambda _: 1
     unsigned = {
         "content-type": "application/json",
         "webhook-id": "a",
@@ -191,7 +191,7 @@ async def test_strangers_cannot_use_up_what_the_provider_may_send(api: Api):
         "webhook-signature": "v1,AAAA",
     }
     statuses = set()
-    for _ in range(120):
+    for _ in range(5):
         answer = await api.http.post("/v1/provider_events/openai", content=b"{}", headers=unsigned)
         statuses.add(answer.status_code)
 
