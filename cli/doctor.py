@@ -142,8 +142,11 @@ def provider_answers(name: str, provider: ProviderSettings) -> Check:
     title = f"provider {name}"
     key = provider.api_key.get_secret_value() if provider.api_key is not None else None
     url = provider.base_url.rstrip("/") + "/models"
+    headers = {name: value.get_secret_value() for name, value in provider.headers.items()}
+    if key:
+        headers["Authorization"] = f"Bearer {key}"
     try:
-        answer = httpx2.get(url, headers={"Authorization": f"Bearer {key}"} if key else {}, timeout=15.0)
+        answer = httpx2.get(url, headers=headers, timeout=15.0)
     except (httpx2.HTTPError, httpx2.InvalidURL) as error:
         advice = "check base_url, the network and any proxy"
         return Check(title, "fail", f"{provider.base_url} cannot be reached: {error}", advice)

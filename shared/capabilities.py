@@ -6,7 +6,7 @@ a model that is not in the table is left to its provider.  The refusals are thos
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -15,6 +15,7 @@ from shared.models import JsonObject
 
 UNSUPPORTED: Final = "unsupported_param"
 INVALID: Final = "invalid_value"
+_WORD_CHARS: Final = 100
 
 Check = Callable[[Any], str | None]
 """Says what a value must be when it is not, in words that do not repeat it."""
@@ -51,6 +52,11 @@ def _text(longest: int) -> Check:
 
 def _object(value: Any) -> str | None:
     return None if isinstance(value, dict) else "must be an object"
+
+
+def _scalar(value: Any) -> str | None:
+    fits = isinstance(value, bool | int | float) or (isinstance(value, str) and 0 < len(value) <= _WORD_CHARS)
+    return None if fits else f"must be a number, true, false or a text of at most {_WORD_CHARS} characters"
 
 
 def _stop(value: Any) -> str | None:
@@ -108,6 +114,28 @@ PARAMS: Final[Mapping[str, Check]] = {
     "user": _text(512),
     "verbosity": _one_of("low", "medium", "high"),
 }
+#: What open-weight trainers take besides OpenAI's three (docs/providers.md names the documents).
+HYPERPARAMETERS: Final[Mapping[str, Check]] = {
+    "checkpoint_steps": _integer(1, 1_000_000),
+    "context_length": _integer(1, 10_000_000),
+    "early_stopping_patience": _integer(1, 1_000_000),
+    "eval_steps_per_epoch": _number(1, 1_000_000),
+    "learning_rate": _number(1e-12, 1),
+    "lora": _boolean,
+    "lora_alpha": _integer(1, 4_096),
+    "lora_dropout": _number(0, 1),
+    "lora_r": _integer(1, 1_024),
+    "lora_rank": _integer(1, 1_024),
+    "lora_variant": _one_of("lora", "rslora"),
+    "lr_scheduler": _one_of("cosine", "constant", "constant_with_warmup", "linear"),
+    "max_grad_norm": _number(0, 1_000),
+    "overlong_row_behavior": _one_of("error", "drop"),
+    "packing": _boolean,
+    "top_k_gating": _integer(1, 1_024),
+    "warmup_ratio": _number(0, 1),
+    "weight_decay": _number(0, 1_000),
+}
+STANDARD_HYPERPARAMETERS: Final = ("n_epochs", "batch_size", "learning_rate_multiplier", "beta")  # beta: of dpo
 _ELSEWHERE: Final[Mapping[str, str]] = {
     "messages": "is not taken here: prompts are in `source`",
     "metadata": "is not taken here: it is a field of the job",
@@ -143,6 +171,21 @@ FAMILIES: Final[Mapping[str, Family]] = {
     "gpt-6-sol": Family("without_reasoning", "medium", tools="without_reasoning"),
     "gpt-6-astra": Family("never", "medium", tools="never", stop=False, efforts=("low", "medium", "high", "xhigh")),
 }
+
+
+def hyperparameter_faults(given: JsonObject, extra: Sequence[str], *, pointer: str) -> Iterator[Fault]:
+    """extra: what the student's provider takes besides the standard ones, which the request's schema has checked."""
+    for name, value in given.items():
+        if name in STANDARD_HYPERPARAMETERS:
+            continue
+        place = f"{pointer}/{name[:64].replace('~', '~0').replace('/', '~1')}"
+        if name not in extra:
+            takes = [*STANDARD_HYPERPARAMETERS[:3], *extra]
+            near = difflib.get_close_matches(name[:64], takes, n=1)
+            hint = f"; did you mean {near[0]}?" if near else f"; it takes {', '.join(takes)}"
+            yield Fault(place, UNSUPPORTED, "is not a hyperparameter of this student's provider" + hint)
+        elif value != "auto" and (wrong := HYPERPARAMETERS.get(name, _scalar)(value)):
+            yield Fault(place, INVALID, wrong)
 
 
 def family_of(model: str) -> Family | None:

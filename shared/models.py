@@ -100,7 +100,8 @@ class Teacher(Record, frozen=True, kw_only=True):
 
 
 class Student(Record, frozen=True, kw_only=True):
-    """hyperparameters: n_epochs, batch_size, learning_rate_multiplier (and beta for dpo), each "auto" or a number."""
+    """hyperparameters: n_epochs, batch_size, learning_rate_multiplier (and beta for dpo), each "auto" or a number, and
+    what else the provider takes.  integrations: as fine_tuning.jobs takes them."""
 
     provider: str
     model: str
@@ -108,6 +109,7 @@ class Student(Record, frozen=True, kw_only=True):
     hyperparameters: JsonObject = {}
     suffix: str | None = None
     seed: int | None = None
+    integrations: list[JsonObject] = []
 
 
 class Curation(Record, frozen=True, kw_only=True):

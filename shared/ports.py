@@ -150,6 +150,7 @@ class TrainingRequest(msgspec.Struct, frozen=True):
     suffix: str | None
     seed: int | None
     metadata: dict[str, str]
+    integrations: list[JsonObject] = []
 
 
 class TrainingJob(msgspec.Struct, frozen=True):

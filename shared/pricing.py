@@ -57,8 +57,10 @@ _OUTPUT_LIMITS: Final[Mapping[str, int]] = {
     "o4": 100_000,
 }
 
-# OpenAI's price page for fine-tuning, which genai-prices does not carry for the 4.1 family: what a fine-tuned model
-# costs against its base, and dollars per million trained tokens.
+# Fine-tuning, which genai-prices does not carry for the 4.1 family: what a fine-tuned model costs against its base, and
+# dollars per million trained tokens.  From https://platform.openai.com/docs/pricing, section "Fine-tuning", read in a
+# copy of mid-2025 and one of https://openai.com/api/pricing from after gpt-5-pro, which agree; newer prices go into the
+# operator's file.
 _FINE_TUNED_FACTOR: Final = {"gpt-4.1": Decimal("1.5"), "gpt-4.1-mini": Decimal(2), "gpt-4.1-nano": Decimal(2)}
 _TRAINING: Final = {
     "gpt-4o": Decimal(25),

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network
 from typing import Final
 
-from shared.capabilities import params_faults
+from shared.capabilities import hyperparameter_faults, params_faults
 from shared.curation import check_response_schema, split_of
 from shared.errors import Fault, ValidationFailed
 from shared.graders import ScoreModel, parse_graders
@@ -74,6 +74,7 @@ class Rules:
     def faults(self, spec: JobSpec, asked: Asked) -> Iterator[Fault]:
         yield from self._provider_faults(spec)
         yield from self._batch_faults(spec.teacher)
+        yield from self._hyperparameter_faults(spec)
         yield from params_faults(
             spec.teacher.model,
             spec.teacher.params,
@@ -136,6 +137,13 @@ class Rules:
             yield Fault("/teacher/mode", "unsupported_param", "must be live; this provider serves no batches")
         if teacher.params.get("service_tier") is not None:
             yield Fault("/teacher/params/service_tier", "unsupported_param", "is not for batches; they have one tier")
+
+    def _hyperparameter_faults(self, spec: JobSpec) -> Iterator[Fault]:
+        for i, student in enumerate(spec.students):
+            provider = self._providers.get(student.provider)
+            if provider is not None:
+                pointer = f"/students/{i}/hyperparameters"
+                yield from hyperparameter_faults(student.hyperparameters, provider.hyperparameters, pointer=pointer)
 
     def prompt_faults(self, spec: JobSpec, prompts: Sequence[Prompt]) -> Iterator[Fault]:
         place, limits = PLACES[spec.source], self._limits

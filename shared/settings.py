@@ -18,6 +18,15 @@ ENV_PREFIX = "DISTILL_"
 _SIGNING_KEY_BYTES_MIN = 16
 
 
+TrainingState = Literal["waiting", "running", "paused", "succeeded", "failed", "cancelled"]
+#: What we say ourselves, in every request or of every fine-tuning job.
+_OWN_HEADERS: Final = frozenset({"authorization", "content-type", "content-length", "host"})
+_OWN_FIELDS: Final = frozenset(
+    {"model", "training_file", "validation_file", "method", "hyperparameters", "suffix", "seed", "integrations"}
+    | {"metadata"}
+)
+
+
 def _redis_url(url: str) -> str:
     if not url.startswith(("redis://", "rediss://", "unix://")):
         raise ValueError("must start with redis://, rediss:// or unix://")
@@ -32,6 +41,7 @@ class ProviderSettings(BaseModel):
     base_url: str = Field(description="root of its API, ending in /v1 or the like")
     api_key: SecretStr | None = Field(None, description="sent as Bearer token")
     api_key_file: Path | None = Field(None, description="file that holds the key; read at start")
+    headers: dict[str, SecretStr] = Field({}, description="sent with every request beside the key")
     webhook_secret: SecretStr | None = Field(
         None, description="verifies the events it sends to /v1/provider_events/<name>: whsec_…"
     )
@@ -47,6 +57,11 @@ class ProviderSettings(BaseModel):
     answer_max_bytes: int = Field(8_000_000, ge=10_000, description="a longer answer is refused, not read")
     upload_max_bytes: int = Field(512_000_000, ge=1_000, description="a larger training file goes up in parts")
     upload_part_bytes: int = Field(64_000_000, ge=1_000, le=64 * 1024**2, description="of each part but the last")
+    hyperparameters: tuple[str, ...] = Field(
+        (), description="those it takes besides n_epochs, batch_size, learning_rate_multiplier"
+    )
+    statuses: dict[str, TrainingState] = Field({}, description="its own words for the state of a fine-tuning job")
+    training_extra: dict[str, Any] = Field({}, description="added to the body that creates a fine-tuning job")
     client: Literal["lean", "sdk"] = Field("lean", description="what sends completions: pyreqwest or the openai SDK")
 
     @model_validator(mode="before")
@@ -56,6 +71,20 @@ class ProviderSettings(BaseModel):
             if isinstance(values, dict) and values.get(f"{name}_file") and not values.get(name):
                 values = values | {name: Path(values[f"{name}_file"]).read_text(encoding="utf-8").strip()}
         return values
+
+    @field_validator("headers")
+    @classmethod
+    def _not_ours(cls, headers: dict[str, SecretStr]) -> dict[str, SecretStr]:
+        if taken := sorted(_OWN_HEADERS & {name.lower() for name in headers}):
+            raise ValueError(f"must not name {', '.join(taken)}; the key goes into api_key")
+        return headers
+
+    @field_validator("training_extra")
+    @classmethod
+    def _not_of_requests(cls, extra: dict[str, Any]) -> dict[str, Any]:
+        if taken := sorted(_OWN_FIELDS & set(extra)):
+            raise ValueError(f"must not name {', '.join(taken)}; requests and we ourselves say that")
+        return extra
 
     @field_validator("webhook_secret")
     @classmethod

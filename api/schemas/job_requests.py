@@ -75,10 +75,29 @@ class TeacherIn(Request):
 
 
 class HyperparametersIn(Request):
+    """`n_epochs`, `batch_size`, `learning_rate_multiplier`, and what else the student's provider is documented to take
+    (docs/providers.md), such as `lora_r`."""
+
+    model_config = ConfigDict(extra="allow")
+
     # The types are made by a function, which the type checker cannot follow.
     n_epochs: _auto_or(int, 1, 50) = "auto"  # type: ignore[valid-type]
     batch_size: _auto_or(int, 1, 256) = "auto"  # type: ignore[valid-type]
     learning_rate_multiplier: _auto_or(float, 1e-6, 1_000) = "auto"  # type: ignore[valid-type]
+
+
+class WandbIn(Request):
+    project: str = Field(min_length=1, max_length=128)
+    name: str | None = Field(None, min_length=1, max_length=128)
+    entity: str | None = Field(None, min_length=1, max_length=128)
+    tags: list[Annotated[str, Field(min_length=1, max_length=64)]] | None = Field(None, max_length=32)
+
+
+class IntegrationIn(Request):
+    """Where the provider sends the metrics of the training; its key for it is set at the provider."""
+
+    type: Literal["wandb"]
+    wandb: WandbIn
 
 
 class StudentIn(Request):
@@ -88,6 +107,11 @@ class StudentIn(Request):
     hyperparameters: HyperparametersIn = HyperparametersIn()
     suffix: str | None = Field(None, min_length=1, max_length=64)
     seed: int | None = Field(None, ge=0, le=2_147_483_647)
+    integrations: list[IntegrationIn] = Field([], max_length=5)
+
+    def to_domain(self) -> domain.Student:
+        integrations = [integration.model_dump(exclude_none=True) for integration in self.integrations]
+        return domain.Student(**self.model_dump() | {"integrations": integrations})
 
 
 class PromptIn(Request):
@@ -226,7 +250,7 @@ class JobCreate(Request):
         return domain.JobSpec(
             name=self.name,
             teacher=domain.Teacher(**self.teacher.model_dump()),
-            students=[domain.Student(**student.model_dump()) for student in self.students],
+            students=[student.to_domain() for student in self.students],
             source=self.source.type,
             file_id=FileId(self.source.file_id) if isinstance(self.source, FileSource) else None,
             source_job_id=JobId(self.source.job_id) if isinstance(self.source, JobSource) else None,

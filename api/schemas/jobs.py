@@ -109,6 +109,7 @@ class StudentOut(Response):
     hyperparameters: dict[str, Any]
     suffix: str | None
     seed: int | None
+    integrations: list[dict[str, Any]]
     fine_tuning_job_id: str | None
     status: str | None
     fine_tuned_model: str | None
@@ -335,6 +336,7 @@ def _student(student: domain.Student, tune: domain.FineTune) -> StudentOut:
         hyperparameters=student.hyperparameters,
         suffix=student.suffix,
         seed=student.seed,
+        integrations=student.integrations,
         fine_tuning_job_id=tune.fine_tuning_job_id,
         status=tune.status,
         fine_tuned_model=tune.fine_tuned_model,
@@ -369,6 +371,7 @@ class EstimateOut(Response):
                 "hyperparameters": student.hyperparameters,
                 "suffix": student.suffix,
                 "seed": student.seed,
+                "integrations": student.integrations,
             }
             for student in plan.spec.students
         ]

@@ -79,6 +79,20 @@ async def test_validating_only_shows_the_request_with_its_defaults_and_stores_no
     assert api.bell.rung == []
 
 
+async def test_what_a_student_is_trained_with_is_kept_as_it_was_asked(api: Api):
+    wandb = {"type": "wandb", "wandb": {"project": "triage", "entity": "acme", "name": "run 1", "tags": ["a", "b"]}}
+    given = {"n_epochs": 2, "lora": True, "lora_r": 16, "house_rule": "auto"}
+    asked = student(provider="open", hyperparameters=given, integrations=[wandb, {**wandb, "wandb": {"project": "x"}}])
+
+    job = await api.create(students=[asked])
+
+    shown = job["students"][0]
+    assert shown["hyperparameters"] == {"batch_size": "auto", "learning_rate_multiplier": "auto", **given}
+    assert shown["integrations"] == [wandb, {"type": "wandb", "wandb": {"project": "x"}}]
+    kept = (await api.store.jobs.load(job["id"])).spec.students[0]
+    assert (kept.hyperparameters, kept.integrations) == (shown["hyperparameters"], shown["integrations"])
+
+
 REFUSALS: dict[str, tuple[dict[str, Any], str, str | None]] = {
     "a misspelt field": (a_request(techer={}), "validation_failed", "/techer"),
     "no teacher": ({k: v for k, v in a_request().items() if k != "teacher"}, "validation_failed", "/teacher"),
@@ -185,6 +199,31 @@ REFUSALS: dict[str, tuple[dict[str, Any], str, str | None]] = {
         "validation_failed",
         "/students/0/hyperparameters/n_epochs",
     ),
+    "a hyperparameter of another provider": (
+        a_request(students=[student(hyperparameters={"lora_r": 8})]),
+        "unsupported_param",
+        "/students/0/hyperparameters/lora_r",
+    ),
+    "a rank that is no number": (
+        a_request(students=[student(provider="open", hyperparameters={"lora_r": "high"})]),
+        "validation_failed",
+        "/students/0/hyperparameters/lora_r",
+    ),
+    "a house rule that is no scalar": (
+        a_request(students=[student(provider="open", hyperparameters={"house_rule": [1]})]),
+        "validation_failed",
+        "/students/0/hyperparameters/house_rule",
+    ),
+    "an integration without a project": (
+        a_request(students=[student(integrations=[{"type": "wandb", "wandb": {"name": "x"}}])]),
+        "validation_failed",
+        "/students/0/integrations/0/wandb/project",
+    ),
+    "six integrations": (
+        a_request(students=[student(integrations=[{"type": "wandb", "wandb": {"project": "x"}}] * 6)]),
+        "validation_failed",
+        "/students/0/integrations",
+    ),
     "an unknown method": (a_request(students=[student(method="dpo")]), "validation_failed", "/students/0/method"),
 }
 
@@ -266,7 +305,15 @@ EVERYTHING: dict[str, Any] = a_request(
             "reference": "r",
         }
     ),
-    students=[student(hyperparameters={"n_epochs": 3}, suffix="s", seed=1)],
+    students=[
+        student(
+            provider="open",
+            hyperparameters={"n_epochs": 3, "lora_r": 8, "house_rule": "a"},
+            suffix="s",
+            seed=1,
+            integrations=[{"type": "wandb", "wandb": {"project": "p", "tags": ["t"]}}],
+        )
+    ],
     teacher=teacher(params={"stop": ["x"], "logit_bias": {"1": 2}, "response_format": {"type": "text"}}),
     curation={"min_accepted": 5, "response_schema": {"type": "object", "properties": {"a": {"type": "string"}}}},
     evaluation={"graders": [{"type": "text_similarity", "name": "a"}, {"type": "json_match", "fields": ["a"]}]},

@@ -165,6 +165,14 @@ async def test_the_lean_client_sends_what_the_sdk_sends():
     }
 
 
+async def test_the_operators_headers_go_with_every_call(kind):
+    async with asking(kind, saying(http()), headers={"OpenAI-Project": "proj_1"}) as (client, server):
+        await client.complete(CompletionRequest(BODY, 5.0))
+
+    headers = server.requests[0][1]
+    assert (headers["openai-project"], headers["authorization"]) == ("proj_1", "Bearer sk-test")
+
+
 async def test_an_answer_is_read_alike(kind):
     answer = http(200, ANSWER, "x-request-id: req_1", "x-ratelimit-limit-requests: 500")
     async with asking(kind, saying(answer)) as (client, _):

@@ -1,12 +1,21 @@
 """The trainer over real HTTP, against the sandbox: files of any size stored once, submissions found again."""
 
+import asyncio
+import json
 import tracemalloc
 
 import httpx2
 import pytest
 
 from sandbox.testing import SandboxProcess
-from shared.errors import ProviderRejected, ProviderUnavailable
+from shared.errors import (
+    ProviderAuthFailed,
+    ProviderModelMissing,
+    ProviderRejected,
+    ProviderTrainingClosed,
+    ProviderUnavailable,
+)
+from shared.ports import TrainingRequest
 from shared.settings import ProviderSettings
 from worker.providers.openai import OpenAITrainer
 from worker.providers.uploads import Window
@@ -145,3 +154,135 @@ def test_a_part_is_read_as_it_is_sent_whatever_its_size(tmp_path):
     assert peak < 1_000_000
     with Window(path, 24 * 1024**2 - 5, 100) as last:
         assert len(last.read()) == 5
+
+
+# --- fine-tuning jobs ------------------------------------------------------------------------------------------------
+
+STUDENT = "gpt-4.1-mini-2025-04-14"
+
+
+def a_training_request(**fields):
+    defaults = {
+        "model": STUDENT,
+        "training_file": "file-1",
+        "validation_file": None,
+        "method": "supervised",
+        "hyperparameters": {},
+        "suffix": None,
+        "seed": None,
+        "metadata": {"distillation_job_id": "job_1", "student": "0"},
+    }
+    return TrainingRequest(**defaults | fields)
+
+
+class Recorder:
+    """A provider that answers every request alike, and keeps what it was sent."""
+
+    def __init__(self, body, status=200):
+        self.sent = []
+        self._answer = (status, body)
+
+    async def __aenter__(self):
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self.base_url = f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}/v1"
+        return self
+
+    async def __aexit__(self, *_):
+        self._server.close()
+
+    async def _serve(self, reader, writer):
+        head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
+        length = int(head.partition("content-length: ")[2].partition("\r\n")[0] or 0)
+        self.sent.append((head, json.loads(await reader.readexactly(length) or "null")))
+        status, body = self._answer
+        body = json.dumps(body).encode() if body is not None else b""
+        kind = "content-type: application/json\r\nconnection: close\r\n"
+        writer.write(f"HTTP/1.1 {status} X\r\n{kind}content-length: {len(body)}\r\n\r\n".encode() + body)
+        await writer.drain()
+        writer.close()
+
+
+def a_job_object(**fields):
+    return {"id": "ftjob-1", "object": "fine_tuning.job", "created_at": 1, "status": "queued", **fields}
+
+
+async def submitted(request, answer=None, *, status=200, **fields):
+    """(what was sent, what became of it)"""
+    async with Recorder(answer or a_job_object(), status) as provider:
+        settings = ProviderSettings(base_url=provider.base_url, api_key="sk-test", **fields)
+        made = OpenAITrainer(settings, timeout_seconds=5)
+        try:
+            return await made.submit(request), provider.sent
+        finally:
+            await made.close()
+
+
+async def test_a_submission_says_what_was_asked_and_leaves_out_what_is_auto():
+    wandb = {"type": "wandb", "wandb": {"project": "triage", "tags": ["a"]}}
+    request = a_training_request(
+        hyperparameters={"n_epochs": 3, "batch_size": "auto", "lora": True, "learning_rate": "auto"},
+        integrations=[wandb],
+        suffix="triage",
+        seed=0,
+    )
+
+    _, [(head, body)] = await submitted(
+        request, training_extra={"trainingType": "GlobalStandard"}, headers={"OpenAI-Project": "proj_1"}
+    )
+
+    assert "openai-project: proj_1" in head
+    assert body == {
+        "model": STUDENT,
+        "training_file": "file-1",
+        "method": {"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 3, "lora": True}}},
+        "metadata": {"distillation_job_id": "job_1", "student": "0"},
+        "integrations": [wandb],
+        "suffix": "triage",
+        "seed": 0,
+        "trainingType": "GlobalStandard",
+    }
+
+
+async def test_a_providers_own_status_means_what_the_operator_says():
+    statuses = {"pending": "waiting", "completed": "succeeded"}
+    for status, state in (("pending", "waiting"), ("completed", "succeeded"), ("running", "running"), ("?", "running")):
+        job, _ = await submitted(a_training_request(), a_job_object(status=status), statuses=statuses)
+        assert (job.status, job.state) == (status, state)
+
+
+def refusal(code=None, kind="invalid_request_error"):
+    return {"error": {"message": "No.", "type": kind, "param": None, "code": code}}
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "error"),
+    [
+        (403, refusal("fine_tuning_not_available"), ProviderTrainingClosed),
+        (403, refusal(), ProviderTrainingClosed),
+        (403, {"detail": "Forbidden"}, ProviderTrainingClosed),
+        (410, refusal(), ProviderTrainingClosed),
+        (404, {"detail": "Not Found"}, ProviderTrainingClosed),
+        (403, refusal("unsupported_country_region_territory"), ProviderAuthFailed),
+        (401, refusal("invalid_api_key"), ProviderAuthFailed),
+        (404, refusal("model_not_found"), ProviderModelMissing),
+        (400, refusal("model_not_available"), ProviderRejected),
+    ],
+)
+async def test_the_end_of_training_is_told_from_other_refusals(status, body, error):
+    with pytest.raises(error) as caught:
+        await submitted(a_training_request(), body, status=status)
+
+    assert type(caught.value) is error
+    assert caught.value.status == status
+
+
+async def test_a_submission_is_found_again_by_its_file_where_metadata_is_not_kept(sandbox, trainer, tmp_path):
+    ours = await trainer.upload(a_file(tmp_path), NAME)
+    other = await trainer.upload(a_file(tmp_path), "distill-job_2-abc-0-train.jsonl")
+    job = await trainer.submit(a_training_request(training_file=ours))
+    await trainer.submit(a_training_request(training_file=other, metadata={"distillation_job_id": "job_2"}))
+    sandbox.faults([{"match": {"path": "/fine_tuning/jobs"}, "times": 9, "fault": {"kind": "ignore_metadata_filter"}}])
+
+    for metadata, file in (({"distillation_job_id": "job_1"}, "file-x"), ({"distillation_job_id": "gone"}, ours)):
+        assert [found.id for found in await trainer.find(metadata, file, not_before=0)] == [job.id]
+    assert await trainer.find({"distillation_job_id": "job_1"}, ours, not_before=4_000_000_000) == []

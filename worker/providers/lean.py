@@ -28,6 +28,7 @@ class LeanTeacher:
 
     def __init__(self, provider: ProviderSettings) -> None:
         headers = {"Accept": "application/json", "Content-Type": "application/json"}
+        headers |= {name: value.get_secret_value() for name, value in provider.headers.items()}
         if provider.api_key is not None:
             headers["Authorization"] = f"Bearer {provider.api_key.get_secret_value()}"
         self._url = provider.base_url.rstrip("/") + "/chat/completions"

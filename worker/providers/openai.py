@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -51,6 +52,8 @@ STATES: Final[Mapping[str, str]] = {
     "cancelled": "cancelled",
 }
 _LIST_PAGES_MAX: Final = 50
+#: What a 403 can mean besides the end of training.
+_FORBIDDEN_OTHERWISE: Final = frozenset({"invalid_api_key", "unsupported_country_region_territory"})
 _MESSAGE_FIELDS: Final = ("role", "content", "name", "tool_calls", "tool_call_id", "refusal")
 
 
@@ -202,12 +205,15 @@ class OpenAITrainer:
         return file.id
 
     async def submit(self, request: TrainingRequest) -> TrainingJob:
+        # What is "auto" is left out: every trainer has a default, not every one takes the word.
+        given = {name: value for name, value in request.hyperparameters.items() if value != "auto"}
         optional: dict[str, Any] = {
             "validation_file": request.validation_file,
             "suffix": request.suffix,
             "seed": request.seed,
+            "integrations": request.integrations or None,
         }
-        method = {"type": request.method, request.method: {"hyperparameters": request.hyperparameters}}
+        method = {"type": request.method, request.method: {"hyperparameters": given}}
         try:
             job = await asked(
                 self._client.fine_tuning.jobs.create(
@@ -216,10 +222,11 @@ class OpenAITrainer:
                     method=method,  # type: ignore[arg-type]  # built from the request; the provider judges it
                     metadata=request.metadata,
                     **{name: value for name, value in optional.items() if value is not None},
+                    extra_body=self._provider.training_extra,
                 )
             )
-        except ProviderAuthFailed as error:
-            if error.status == 403:
+        except (ProviderAuthFailed, ProviderModelMissing, ProviderRejected) as error:
+            if _says_that_training_is_over(error):
                 raise ProviderTrainingClosed(
                     "The provider takes no new fine-tuning jobs from this account.",
                     status=error.status,
@@ -227,12 +234,12 @@ class OpenAITrainer:
                     request_id=error.request_id,
                 ) from None
             raise
-        return _training_job(job)
+        return self._read(job)
 
     async def find(self, metadata: dict[str, str], training_file: str, *, not_before: int) -> list[TrainingJob]:
         return await lost_jobs(
             pages(self._client.fine_tuning.jobs.list(metadata=metadata, limit=100)),
-            _training_job,
+            self._read,
             metadata,
             file=lambda job: job.training_file,
             of_file=training_file,
@@ -241,14 +248,14 @@ class OpenAITrainer:
 
     async def poll(self, job_id: str) -> TrainingJob | None:
         try:
-            return _training_job(await asked(self._client.fine_tuning.jobs.retrieve(job_id)))
+            return self._read(await asked(self._client.fine_tuning.jobs.retrieve(job_id)))
         except ProviderModelMissing:  # 404: the job is gone
             return None
 
     async def page(self, *, after: str | None) -> TrainingPage:
         behind: dict[str, Any] = {} if after is None else {"after": after}
         page = await asked(self._client.fine_tuning.jobs.list(limit=100, **behind))
-        return TrainingPage([_training_job(job) for job in page.data], page.has_next_page())
+        return TrainingPage([self._read(job) for job in page.data], page.has_next_page())
 
     async def cancel(self, job_id: str) -> None:
         try:
@@ -293,6 +300,9 @@ class OpenAITrainer:
             return True
         return any(listed.id == model for listed in page.data)
 
+    def _read(self, job: FineTuningJob) -> TrainingJob:
+        return _training_job(job, self._provider.statuses)
+
     async def close(self) -> None:
         await self._client.close()
 
@@ -303,9 +313,21 @@ def _say_unknown(status: str) -> None:
     _log.warning("unknown_training_status", status=status)
 
 
-def _training_job(job: FineTuningJob) -> TrainingJob:
-    """Decided by `status`, never by `error`: a job that succeeded carries an empty one, which is true."""
-    state = STATES.get(job.status)
+def _says_that_training_is_over(error: ProviderError) -> bool:
+    """Whether a refused fine-tuning job is no fault of the request: the account may not train (any more), or the route
+    is gone.  OpenAI's wind-down is a 403 whose code no document names, so it is told by what it is not."""
+    if error.status == HTTPStatus.NOT_FOUND:
+        return error.provider_code is None  # no word of a model or a file
+    return error.status == HTTPStatus.GONE or (
+        error.status == HTTPStatus.FORBIDDEN and error.provider_code not in _FORBIDDEN_OTHERWISE
+    )
+
+
+def _training_job(job: FineTuningJob, statuses: Mapping[str, str]) -> TrainingJob:
+    """Decided by `status`, never by `error`: a job that succeeded carries an empty one, which is true.
+
+    statuses: the provider's own words besides OpenAI's."""
+    state = statuses.get(job.status) or STATES.get(job.status)
     if state is None:
         _say_unknown(str(job.status)[:64])
         state = "running"

@@ -39,7 +39,13 @@ Job = TypeVar("Job", bound=Submitted)
 
 def sdk_client(provider: ProviderSettings, timeout_seconds: float) -> AsyncOpenAI:
     key = provider.api_key.get_secret_value() if provider.api_key else "none"
-    return AsyncOpenAI(api_key=key, base_url=provider.base_url, max_retries=0, timeout=timeout_seconds)
+    return AsyncOpenAI(
+        api_key=key,
+        base_url=provider.base_url,
+        max_retries=0,
+        timeout=timeout_seconds,
+        default_headers={name: value.get_secret_value() for name, value in provider.headers.items()},
+    )
 
 
 async def asked(answer: Awaitable[T], *, seconds: float = LONGEST_CALL_SECONDS) -> T:

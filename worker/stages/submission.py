@@ -127,6 +127,7 @@ class Submission(StudentStep):
             suffix=self._student.suffix,
             seed=self._student.seed,
             metadata=metadata(self._job, self._number),
+            integrations=self._student.integrations,
         )
         try:
             return await self._submitted(tune, await self._trainer.submit(request))
