@@ -21,7 +21,7 @@ from api.allowance import Allowances
 from api.deps import Services
 from api.keyring import KeyRing
 from api.middleware import RequestContext
-from api.routers import api_keys, files, jobs, provider_events, service, webhooks
+from api.routers import account, api_keys, files, jobs, provider_events, service, webhooks
 from api.validation import request_error
 from api.watch import Slots, Watcher
 from shared.endpoints import Destinations, Endpoints
@@ -29,6 +29,7 @@ from shared.errors import DistillError
 from shared.files import FileLimits, Files
 from shared.jobs import Bell, Jobs
 from shared.planning import Planner
+from shared.preflight import Catalogues, Preflight
 from shared.pricing import Prices
 from shared.provider_events import ProviderEvents
 from shared.queue import Doorbell, celery_app
@@ -36,7 +37,15 @@ from shared.rules import Limits
 from shared.settings import Settings
 from shared.store import Store
 
-ROUTERS: Final = (jobs.router, files.router, webhooks.router, provider_events.router, api_keys.router, service.router)
+ROUTERS: Final = (
+    jobs.router,
+    files.router,
+    webhooks.router,
+    provider_events.router,
+    api_keys.router,
+    account.router,
+    service.router,
+)
 
 
 _PROVIDER_EVENTS_PER_MINUTE: Final = 6_000  # of one provider
@@ -54,7 +63,9 @@ def create_app(settings: Settings, *, store: Store | None = None, doorbell: Bell
     bell = doorbell or Doorbell(celery_app(settings.broker_url))
     prices = Prices(settings.prices_file)
     planner = Planner(used_store, providers=settings.providers, prices=prices, limits=_limits(settings))
-    job_cases = Jobs(used_store, bell, planner)
+    catalogues = Catalogues(used_store)
+    preflight = Preflight(used_store, catalogues, providers=settings.providers, prices=prices)
+    job_cases = Jobs(used_store, bell, planner, preflight)
     watcher = Watcher(used_store.jobs)
 
     @asynccontextmanager
@@ -82,6 +93,9 @@ def create_app(settings: Settings, *, store: Store | None = None, doorbell: Bell
         settings=settings,
         store=used_store,
         planner=planner,
+        preflight=preflight,
+        catalogues=catalogues,
+        prices=prices,
         jobs=job_cases,
         files=Files(used_store, _file_limits(settings)),
         endpoints=Endpoints(used_store, _destinations(settings)),

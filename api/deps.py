@@ -26,6 +26,8 @@ from shared.files import Files
 from shared.ids import TenantId
 from shared.jobs import Jobs
 from shared.planning import Planner
+from shared.preflight import Catalogues, Preflight
+from shared.pricing import Prices
 from shared.provider_events import ProviderEvents
 from shared.rules import invalid
 from shared.settings import Settings
@@ -48,6 +50,9 @@ class Services:
     settings: Settings
     store: Store
     planner: Planner
+    preflight: Preflight
+    catalogues: Catalogues
+    prices: Prices
     jobs: Jobs
     files: Files
     endpoints: Endpoints
@@ -72,11 +77,16 @@ Wired = Annotated[Services, Depends(_services)]
 
 @dataclass(frozen=True)
 class Caller:
-    """Whose key it is and what it may do.  operator: it is the key from the settings, which manages all tenants."""
+    """Whose key it is and what it may do.  operator: it is the key from the settings, which manages all tenants.
+
+    key_providers: those that the key is held to.  providers: those that its jobs may name, by the key and by what the
+    tenant may.  Both None for all."""
 
     tenant: TenantId
     scopes: frozenset[str]
     operator: bool = False
+    key_providers: frozenset[str] | None = None
+    providers: frozenset[str] | None = None
 
 
 async def authenticate(request: Request, services: Wired) -> Caller:
@@ -96,11 +106,24 @@ async def _caller(request: Request, services: Services) -> Caller:
     # The header arrives as Latin-1; compared as bytes, because compare_digest takes no text beyond ASCII.
     expected = admin_key.get_secret_value().encode() if admin_key is not None else b""
     if expected and hmac.compare_digest(key.strip().encode("latin-1"), expected):
-        return Caller(tenant=LOCAL, scopes=frozenset(SCOPES), operator=True)
+        return Caller(LOCAL, frozenset(SCOPES), operator=True, providers=_providers(services, LOCAL, None))
     stored = await services.keyring.find(key.strip())
     if stored is None:
         raise Unauthenticated("The API key is not known.", code="invalid_api_key")
-    return Caller(tenant=stored.tenant, scopes=frozenset(stored.scopes))
+    held_to = None if stored.providers is None else frozenset(stored.providers)
+    return Caller(
+        stored.tenant,
+        frozenset(stored.scopes),
+        key_providers=held_to,
+        providers=_providers(services, stored.tenant, held_to),
+    )
+
+
+def _providers(services: Services, tenant: TenantId, held_to: frozenset[str] | None) -> frozenset[str] | None:
+    allowed = services.settings.tenant(tenant).providers
+    if allowed is None:
+        return held_to
+    return frozenset(allowed) if held_to is None else held_to.intersection(allowed)
 
 
 @dataclass(frozen=True)

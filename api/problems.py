@@ -233,14 +233,14 @@ PROBLEMS: Final[Mapping[str, Problem]] = {
     "model_unknown": Problem(
         422,
         "The provider does not have this model",
-        "The provider knows no model of this name, or the operator's key may not use it.  Providers are asked by the"
-        " worker, so a job mostly ends with this code in `job.error`.",
-        "Check the name against the provider's list of models.",
+        "The provider knows no model of this name, or the operator's key may not use it.  Refused at once where the"
+        " provider's models were read lately; else the job ends with this code in `job.error` before it spends.",
+        "Choose one of GET /v1/models; `detail` names near ones.",
     ),
     "model_retired": Problem(
         422,
         "The provider has retired this model",
-        "The model's shutdown date has passed.",
+        "The model's shutdown date has come, by the provider's own calendar.",
         "Choose the model the provider names as its replacement.",
     ),
     "model_unpriced": Problem(

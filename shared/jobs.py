@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from typing import Final, Protocol
 
 from msgspec.structs import replace
@@ -18,6 +18,7 @@ from shared.lifecycle import TERMINAL, JobStatus, PausedReason
 from shared.models import Budget, Counters, Event, FineTune, Job, Money, usd
 from shared.notices import Notices
 from shared.planning import Plan, Planner, checked_job, unknown_file, unknown_job
+from shared.preflight import Preflight, require_allowed
 from shared.queue import ADVANCE_JOB, PURGE_JOB
 from shared.rules import invalid
 from shared.store import Store
@@ -40,8 +41,15 @@ class Jobs:
     """Everything a caller can do with jobs.  One per process."""
 
     def __init__(
-        self, store: Store, doorbell: Bell, planner: Planner, *, clock: Callable[[], float] = time.time
+        self,
+        store: Store,
+        doorbell: Bell,
+        planner: Planner,
+        preflight: Preflight,
+        *,
+        clock: Callable[[], float] = time.time,
     ) -> None:
+        self._preflight = preflight
         self._store = store
         self._doorbell = doorbell
         self._planner = planner
@@ -102,16 +110,26 @@ class Jobs:
             )
 
     async def retry(
-        self, tenant: TenantId, job_id: str, budget: Budget | None = None, *, once: Once | None = None
+        self,
+        tenant: TenantId,
+        job_id: str,
+        budget: Budget | None = None,
+        *,
+        providers: Collection[str] | None = None,
+        once: Once | None = None,
     ) -> Job:
-        """A new job like an ended one.  Its worker takes the answers already paid for from the tenant's ledger."""
+        """A new job like an ended one.  Its worker takes the answers already paid for from the tenant's ledger.
+
+        providers: those the caller may use; None for all."""
         old = await self.get(tenant, job_id)
         if old.status not in TERMINAL:
             raise Conflict(
                 "The job has not ended.  Cancel it first, or resume it if it is paused.", code="job_not_terminal"
             )
         spec = replace(old.spec, budget=budget) if budget is not None else old.spec
-        return await self.accept(tenant, await self._planner.again(old, spec), retry_of=old.id, once=once)
+        require_allowed(spec, providers)
+        plan = await self._preflight.cleared(tenant, await self._planner.again(old, spec))
+        return await self.accept(tenant, plan, retry_of=old.id, once=once)
 
     # --- looking -----------------------------------------------------------------------------------------------------
 

@@ -31,7 +31,7 @@ from genai_prices.data_snapshot import find_provider_by_id, get_snapshot
 from genai_prices.types import ModelInfo, ModelPrice, TieredPrices
 
 from shared.estimate import LEAST, MOST, Size, expected_calls, expected_trainings
-from shared.models import JobSpec, JsonObject, Prompt, Usage
+from shared.models import JobSpec, JsonObject, Prompt, Usage, usd
 
 _FEMTO_IN_NANO: Final = 1_000_000  # rates are whole femto-dollars per token, so that "$0.0375 a million" stays exact
 _CACHED_SECONDS: Final = 60.0  # some prices change on a date or by the hour
@@ -171,6 +171,15 @@ class Prices:
             rate = _TRAINING.get(_family(_base_of(model) or model))
         return None if rate is None else _nano(trained_tokens * _femto(rate))
 
+    def per_million(self, price_list: str | None, model: str) -> dict[str, str] | None:
+        """Dollars per million tokens: input, cached_input, output; None when unpriced.  Of a short prompt, where the
+        price grows with it."""
+        bands = self._rates(price_list, model, None)
+        if bands is None:
+            return None
+        # A femto-dollar per token is a nano-dollar per million tokens.
+        return {name: usd(rate) for name, rate in _named_rates(bands[0])}
+
     def estimate(
         self, spec: JobSpec, price_lists: Mapping[str, str | None], *, prompts: int, asked: int, prompt_bytes: int
     ) -> Estimate:
@@ -230,6 +239,10 @@ class Prices:
             if name is not None and name in tables:
                 return tables[name]
         return None
+
+
+def _named_rates(band: _Band) -> tuple[tuple[str, int], ...]:
+    return ("input", band.input), ("cached_input", band.cached), ("output", band.output)
 
 
 def batch_nano(nano: int) -> int:

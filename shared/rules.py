@@ -220,6 +220,8 @@ NAMED_FAULTS: Final = frozenset(
         "prompt_too_long",
         "duplicate_prompt_key",
         "unsupported_param",
+        "model_unknown",
+        "model_retired",
         "model_unpriced",
         "cost_above_limit",
         "url_not_allowed",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import os
 import tomllib
+from datetime import date
 from decimal import Decimal
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
@@ -48,6 +49,9 @@ class ProviderSettings(BaseModel):
     webhook_secret_file: Path | None = Field(None, description="file that holds that secret; read at start")
     prices: str | None = Field(None, description="price list to use: a genai-prices provider id; null means unpriced")
     can_train: bool = Field(True, description="serves files and fine_tuning.jobs")
+    training_closes: date | None = Field(
+        None, description="last day on which it takes new fine-tuning jobs; null: open"
+    )
     can_store: bool = Field(False, description="keeps completions asked with store: true, listable by metadata")
     can_batch: bool = Field(False, description="serves batches: half the price, up to a day later")
     max_in_flight: int = Field(1000, ge=1, le=10_000, description="calls at once, per worker process")
@@ -250,6 +254,7 @@ class Settings(BaseSettings):
                 prices="openai",
                 can_store=True,
                 can_batch=True,
+                training_closes=_OPENAI_TRAINING_CLOSES,
             )
         if self.providers_file is not None:
             tables = tomllib.loads(self.providers_file.read_text(encoding="utf-8"))
@@ -292,6 +297,7 @@ class Settings(BaseSettings):
         return self.secret_key.get_secret_value().encode()
 
 
+_OPENAI_TRAINING_CLOSES: Final = date(2027, 1, 6)  # https://developers.openai.com/api/docs/deprecations
 _AS_ALL: Final = TenantSettings()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Depends, Query, Response
@@ -10,8 +11,9 @@ from api.deps import Caller, Wired, authenticate, body_docs, json_body, known_qu
 from api.problems import documented
 from api.schemas.api_keys import ApiKeyCreate, ApiKeyOut, NewApiKeyOut, Tenant
 from api.schemas.common import Deleted, Page, page_of
-from shared.errors import BadRequest, Forbidden, NotFound
+from shared.errors import BadRequest, Fault, Forbidden, NotFound
 from shared.ids import KeyId, TenantId, is_id
+from shared.rules import invalid
 
 router = APIRouter(
     prefix="/v1/api_keys",
@@ -31,6 +33,23 @@ def _managed(caller: Caller, asked: str | None) -> TenantId | None:
     return caller.tenant
 
 
+def _providers(caller: Caller, asked: list[str] | None, known: Collection[str]) -> list[str] | None:
+    """A key that is held to some providers makes none that is not."""
+    own = caller.key_providers
+    if asked is None:
+        return None if own is None else sorted(own)
+    faults = [
+        Fault(f"/providers/{place}", "unknown_provider", "is not a configured provider")
+        for place, name in enumerate(asked)
+        if name not in known
+    ]
+    if faults:
+        raise invalid(faults)
+    if own is not None and not own.issuperset(asked):
+        raise Forbidden("The key may not use all of these providers itself.", code="provider_not_allowed")
+    return sorted(set(asked))
+
+
 def _checked(key_id: str) -> KeyId:
     if not is_id("key", key_id):
         raise NotFound("There is no such API key.")
@@ -43,7 +62,8 @@ async def create_api_key(
 ) -> NewApiKeyOut:
     """Make a key.  `key` is shown in this answer and never again.  A tenant may have several, to change them over."""
     tenant = _managed(caller, body.tenant) or caller.tenant
-    key, secret = await services.store.api_keys.create(tenant, body.scopes, name=body.name)
+    providers = _providers(caller, body.providers, services.settings.providers)
+    key, secret = await services.store.api_keys.create(tenant, body.scopes, name=body.name, providers=providers)
     response.headers["Location"] = f"/v1/api_keys/{key.id}"
     response.headers["Cache-Control"] = "no-store"
     return NewApiKeyOut.made(key, secret)

@@ -32,8 +32,9 @@ from shared.curation import Reason
 from shared.errors import BadRequest, JobNotFinished, NotFound
 from shared.ids import event_id, locate_event
 from shared.lifecycle import TERMINAL, JobStatus
-from shared.models import Job
+from shared.models import Job, JobSpec
 from shared.planning import Plan
+from shared.preflight import require_allowed
 from shared.store.idempotency import Kept
 
 router = APIRouter(
@@ -124,6 +125,11 @@ async def create_job(
 
 async def _plan(caller: Caller, services: Services, body: JobCreate) -> Plan:
     spec = body.to_spec()
+    require_allowed(spec, caller.providers)
+    return await services.preflight.cleared(caller.tenant, await _planned(caller, services, body, spec))
+
+
+async def _planned(caller: Caller, services: Services, body: JobCreate, spec: JobSpec) -> Plan:
     if spec.source == "file":
         return await services.planner.from_file(caller.tenant, spec)
     if spec.source == "job":
@@ -251,7 +257,10 @@ async def retry_job(
     budget = None if body.budget is None else body.budget.to_domain()
     route = f"POST /v1/jobs/{job_id}/retry"
     async with repeatable(services.store, caller.tenant, route, key, body, _first_answer) as once:
-        new = once if isinstance(once, Kept) else await services.jobs.retry(caller.tenant, job_id, budget, once=once)
+        if isinstance(once, Kept):
+            new: Job | Kept = once
+        else:
+            new = await services.jobs.retry(caller.tenant, job_id, budget, providers=caller.providers, once=once)
     return await _accepted(new, services, request, caller, wait_seconds)
 
 

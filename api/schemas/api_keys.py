@@ -14,13 +14,15 @@ Tenant = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[a-z0-9][a
 
 
 class ApiKeyCreate(Request):
-    """tenant: only the operator's key may name another than its own."""
+    """tenant: only the operator's key may name another than its own.
+    providers: those that jobs asked for with this key may name; null for all that the tenant may."""
 
     tenant: Tenant | None = None
     scopes: Annotated[list[Scope], AfterValidator(lambda scopes: sorted(set(scopes)))] = Field(
         min_length=1, max_length=16
     )
     name: str | None = Field(None, min_length=1, max_length=200)
+    providers: list[Annotated[str, Field(min_length=1, max_length=64)]] | None = Field(None, max_length=64)
 
 
 class ApiKeyOut(Response):
@@ -31,6 +33,7 @@ class ApiKeyOut(Response):
     tenant: str
     name: str | None
     scopes: list[str]
+    providers: list[str] | None
     hint: str
     created_at: int
 
@@ -56,6 +59,7 @@ def _key_fields(key: ApiKey) -> dict[str, Any]:
         "tenant": key.tenant,
         "name": key.name,
         "scopes": key.scopes,
+        "providers": key.providers,
         "hint": key.hint,
         "created_at": key.created_at_ms // 1000,
     }

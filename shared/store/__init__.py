@@ -13,6 +13,7 @@ from redis.exceptions import ResponseError
 from shared.errors import StoreFull
 from shared.store import keys
 from shared.store.api_keys import ApiKeyStore
+from shared.store.catalogues import CatalogueStore
 from shared.store.connection import Scripts, ask, connect
 from shared.store.content import ContentStore
 from shared.store.deliveries import DeliveryStore
@@ -49,6 +50,7 @@ class Store:
         self.followed = FollowedStore(client, scripts)
         self.deliveries = DeliveryStore(client, scripts)
         self.webhooks = WebhookStore(client, scripts)
+        self.catalogues = CatalogueStore(client)
         self.rates = RateStore(client, scripts)
         self.api_keys = ApiKeyStore(client)
         self.purging = PurgeStore(client, scripts)

@@ -22,7 +22,8 @@ _HINT_CHARS: Final = 4
 
 
 class ApiKey(Record, frozen=True, kw_only=True):
-    """hint: the key's last characters, by which its owner tells one from another."""
+    """hint: the key's last characters, by which its owner tells one from another.  providers: those that jobs asked for
+    with it may name; None for all that the tenant may."""
 
     id: KeyId
     tenant: TenantId
@@ -30,6 +31,7 @@ class ApiKey(Record, frozen=True, kw_only=True):
     hint: str
     created_at_ms: int
     name: str | None = None
+    providers: list[str] | None = None
 
 
 def new_secret() -> str:
@@ -47,7 +49,14 @@ class ApiKeyStore:
     def __init__(self, client: redis.Redis) -> None:
         self._redis = client
 
-    async def create(self, tenant: TenantId, scopes: Sequence[str], *, name: str | None = None) -> tuple[ApiKey, str]:
+    async def create(
+        self,
+        tenant: TenantId,
+        scopes: Sequence[str],
+        *,
+        name: str | None = None,
+        providers: Sequence[str] | None = None,
+    ) -> tuple[ApiKey, str]:
         """The key's row, and the key itself: this is the only time that anybody sees it."""
         secret = new_secret()
         key = ApiKey(
@@ -57,6 +66,7 @@ class ApiKeyStore:
             hint=secret[-_HINT_CHARS:],
             created_at_ms=time.time_ns() // 1_000_000,
             name=name,
+            providers=None if providers is None else sorted(providers),
         )
         pipe = self._redis.pipeline(transaction=True)
         pipe.set(keys.api_key(digest(secret)), msgspec.json.encode(key))

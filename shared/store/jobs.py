@@ -120,6 +120,15 @@ def _sources(job: Job, change: Change, lease: Lease | None) -> list[JobStatus] |
     return [job.status] if lease is not None and change.release else None
 
 
+def _trained(job: Job, tunes: Sequence[FineTune]) -> list[JsonObject]:
+    """The fine-tuned models in a change, for whom to show them to."""
+    return [
+        {"key": keys.tuned_models(student.provider), "model": tune.fine_tuned_model}
+        for student, tune in zip(job.spec.students, tunes, strict=False)
+        if tune.fine_tuned_model is not None
+    ]
+
+
 def _job_of(job_id: JobId, row: Mapping[bytes, bytes], teacher: Mapping[bytes, bytes]) -> Job:
     def text(name: str) -> str | None:
         value = row.get(name.encode(), b"")
@@ -284,6 +293,13 @@ class JobStore:
         row, teacher = await ask(pipe.execute())
         return row, teacher
 
+    async def count_active(self, tenant: TenantId) -> int:
+        """Jobs queued or running."""
+        pipe = self._redis.pipeline(transaction=False)
+        for status in (JobStatus.QUEUED, JobStatus.RUNNING):
+            pipe.zcard(keys.tenant_jobs(tenant, status))
+        return sum(await ask(pipe.execute()))
+
     async def version(self, tenant: TenantId, job_id: JobId) -> int:
         """The job's version alone, at the cost of one read.  Raises NotFound as `get` does."""
         found = await ask(self._redis.hmget(keys.job(job_id), ["tenant", "version", "deleted_at_ms"]))
@@ -405,6 +421,7 @@ class JobStore:
             "results": None if change.results is None else _encode(change.results).decode(),
             "day_limit": self._day_limit(job.tenant),
             "ends": change.status in TERMINAL,
+            "models": _trained(job, change.set.get("fine_tunes") or []),
         }
         code, detail = await self._scripts.run(
             "commit",
@@ -419,7 +436,7 @@ class JobStore:
                 keys.day(job.tenant, ""),
                 keys.days(job.tenant),
             ],
-            [job.id, _encode(body)],
+            [job.id, _encode(body), job.tenant],
         )
         if code == 1:
             return int(detail)

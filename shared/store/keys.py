@@ -135,6 +135,16 @@ def endpoint_deliveries(tenant: TenantId, endpoint_id: EndpointId) -> str:
     return f"d:t:{tenant}:webhook:{endpoint_id}"
 
 
+def catalogue(provider: str) -> str:
+    """STRING, JSON: the provider's models by id, when they were read and how that went.  Lives a day after that."""
+    return f"d:catalogue:{provider}"
+
+
+def tuned_models(provider: str) -> str:
+    """HASH, fine-tuned model → the tenant whose job made it.  Lives on: the provider keeps the model after the job."""
+    return f"d:tuned:{provider}"
+
+
 def spending(tenant: TenantId) -> str:
     """HASH, what all jobs of a tenant hold at this moment: reserved_nano.  Lives as long as the tenant."""
     return f"d:t:{tenant}:spending"
@@ -235,7 +245,8 @@ def hint(job_id: JobId) -> str:
 
 
 DUE: Final = "d:due"
-"""ZSET, the one clock: `job:<id>`, `dlv:<id>` or `exp:<id>` (a job to be purged) → unix ms when somebody must look."""
+"""ZSET, the one clock: `job:<id>`, `dlv:<id>`, `exp:<id>` (a job to be purged) or `cat:<provider>` (its models
+to be read) → unix ms when somebody must look."""
 
 PASSES: Final = "d:passes"
 """ZSET, open passes `<job id>/<pass name>` → unix ms of opening: what pumps may draw from."""

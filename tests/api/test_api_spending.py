@@ -64,3 +64,94 @@ async def test_what_a_request_would_do_can_be_asked_at_the_limit(limited: Api):
     asked = await limited.http.post("/v1/jobs?validate_only=true", json=a_request(), headers=acme)
 
     assert asked.status_code == 200
+
+
+async def test_usage_is_shown_by_day_to_its_tenant_alone(api: Api):
+    acme, rival = await as_tenant(api, ACME), await as_tenant(api, RIVAL)
+    today = day_number(datetime.now(UTC).date())
+    for back in range(3):
+        await api.redis.hset(keys.day(ACME, today - back), mapping={"spent_nano": back * DOLLAR, "bought": back})
+        await api.redis.zadd(keys.days(ACME), {str(today - back): today - back})
+    await spent(api, RIVAL, spent_nano=7 * DOLLAR)
+
+    first = (await api.http.get("/v1/usage?limit=2", headers=acme)).json()
+    assert [day["spent_usd"] for day in first["data"]] == ["0", "1"]
+    assert first["has_more"]
+    assert first["data"][0]["id"] == datetime.now(UTC).date().isoformat() == first["first_id"]
+    rest = (await api.http.get(f"/v1/usage?after={first['last_id']}", headers=acme)).json()
+    assert [(day["spent_usd"], day["completions_bought"]) for day in rest["data"]] == [("2", 2)]
+
+    begun = first["data"][1]["created_at"]
+    for query, wanted in (
+        (f"created_after={begun}", ["0"]),
+        (f"created_after={begun - 1}&order=asc", ["1", "0"]),
+        (f"created_before={begun + 1}", ["1", "2"]),
+        (f"created_before={begun}", ["2"]),
+    ):
+        found = (await api.http.get(f"/v1/usage?{query}", headers=acme)).json()["data"]
+        assert [day["spent_usd"] for day in found] == wanted, query
+    assert [d["spent_usd"] for d in (await api.http.get("/v1/usage", headers=rival)).json()["data"]] == ["7"]
+
+
+@pytest.mark.parametrize("after", ["yesterday", "2026-13-01", "job_x", "20261125", "2026-11-2５"])
+async def test_a_cursor_that_is_no_day_is_refused(api: Api, after: str):
+    problem = problem_of(await api.http.get("/v1/usage", params={"after": after}))
+    assert (problem["status"], problem["code"]) == (400, "invalid_cursor")
+
+
+async def test_a_tenant_sees_what_it_may_and_what_is_left(limited: Api):
+    acme = await as_tenant(limited, ACME)
+    await limited.http.post("/v1/jobs", json=a_request(), headers=acme)
+    await spent(limited, ACME, spent_nano=DOLLAR // 2, unconfirmed_nano=DOLLAR // 4)
+    await limited.redis.hset(keys.spending(ACME), "reserved_nano", DOLLAR // 4)
+
+    limits = (await limited.http.get("/v1/limits", headers=acme)).json()
+
+    assert limits["jobs"] == {"active": 1, "active_max": None, "retention_days_max": 365}
+    assert limits["prompts"] == {"inline_max": 1_000, "file_max": 1_000_000, "max_chars": 400_000}
+    assert limits["requests"]["per_minute"] == 60_000
+    assert 0 < limits["requests"]["left"] <= 60_000
+    assert limits["providers"] == ["closed", "openai"]
+    resets_at = limits["spend"].pop("resets_at")
+    assert limits["spend"] == {
+        "limit_usd": "2",
+        "spent_usd": "0.5",
+        "unconfirmed_usd": "0.25",
+        "reserved_usd": "0.25",
+        "left_usd": "1",
+    }
+    assert resets_at % 86_400 in {0, 1, 86_399}
+    operators = (await limited.http.get("/v1/limits")).json()
+    assert (operators["spend"]["limit_usd"], operators["jobs"]["active"]) == ("10", 0)
+
+
+async def test_without_limits_the_limits_say_so():
+    redis = FakeServer()
+    free = Api(some_settings(requests_per_minute=0), Store(redis, script_headers=False), redis)
+    async with free.http:
+        limits = (await free.http.get("/v1/limits")).json()
+    assert limits["requests"] == {"per_minute": None, "left": None}
+    assert (limits["spend"]["limit_usd"], limits["spend"]["left_usd"]) == (None, None)
+
+
+async def test_each_tenant_has_its_own_number_of_jobs_and_requests():
+    redis = FakeServer()
+    own = TenantSettings(active_jobs_max=1, requests_per_minute=3)
+    api = Api(some_settings(tenants={"acme": own}), Store(redis, script_headers=False), redis)
+    async with api.http:
+        acme, rival = await as_tenant(api, ACME), await as_tenant(api, RIVAL)
+        answers = [await api.http.post("/v1/jobs", json=a_request(), headers=acme) for _ in range(4)]
+        assert [answer.status_code for answer in answers] == [202, 429, 429, 429]
+        codes = [problem_of(answer)["code"] for answer in answers[1:]]
+        assert codes == ["too_many_active_jobs", "too_many_active_jobs", "rate_limited"]
+        for _ in range(4):
+            assert (await api.http.post("/v1/jobs", json=a_request(), headers=rival)).status_code == 202
+
+
+async def test_a_model_without_a_price_is_refused_where_the_day_has_a_limit(limited: Api):
+    teacher = {"provider": "openai", "model": "house-model", "params": {}}
+
+    refused = problem_of(await limited.http.post("/v1/jobs", json=a_request(teacher=teacher)))
+
+    assert (refused["status"], refused["code"], refused["param"]) == (422, "model_unpriced", "teacher.model")
+    assert "limit of the day" in refused["detail"]

@@ -1,0 +1,196 @@
+"""What can be known of a request before anything is spent: may the tenant use these providers, do they have these
+models, and for how long.
+
+The API never asks a provider.  It reads the catalogue that workers keep; without a fresh one nothing is refused here,
+and the worker that begins the job looks again (worker/stages/preflight.py)."""
+
+from __future__ import annotations
+
+import difflib
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
+from typing import Final
+
+from msgspec.structs import replace
+
+from shared.errors import Fault, Forbidden
+from shared.ids import TenantId
+from shared.models import Advice, Catalogue, JobSpec
+from shared.planning import Plan
+from shared.pricing import Prices
+from shared.retirement import parsed, retirement, retires_soon, training_closes
+from shared.rules import invalid
+from shared.settings import ProviderSettings
+from shared.store import Store
+
+_FRESH_SECONDS: Final = 3_600.0  # workers read it four times an hour
+_REMEMBERED_SECONDS: Final = 10.0
+_NEAR: Final = 3
+
+
+@dataclass(frozen=True)
+class Named:
+    """A model that a request names, and where."""
+
+    pointer: str
+    provider: str
+    model: str
+
+
+def named_models(spec: JobSpec) -> Iterator[Named]:
+    """Those that will be called or trained.  A teacher whose answers are all stored is not asked."""
+    if spec.stored is None:
+        yield Named("/teacher/model", spec.teacher.provider, spec.teacher.model)
+    for i, student in enumerate(spec.students):
+        yield Named(f"/students/{i}/model", student.provider, student.model)
+    for i, grader in enumerate(spec.evaluation.graders):
+        provider, model = grader.get("provider"), grader.get("model")
+        if isinstance(provider, str) and isinstance(model, str):
+            yield Named(f"/evaluation/graders/{i}/model", provider, model)
+
+
+def require_allowed(spec: JobSpec, allowed: Collection[str] | None) -> None:
+    """Raises Forbidden `provider_not_allowed`.  allowed: None for all."""
+    if allowed is None:
+        return
+    named = [("/teacher/provider", spec.teacher.provider)]
+    named += [(named.pointer.replace("/model", "/provider"), named.provider) for named in named_models(spec)]
+    if spec.stored is not None:
+        named.append(("/source/provider", spec.stored.provider))
+    for pointer, provider in named:
+        if provider not in allowed:
+            may = ", ".join(sorted(allowed)) or "none"
+            raise Forbidden(
+                f"{pointer} is a provider that you may not use; there is {may}.",
+                code="provider_not_allowed",
+                param=pointer,
+            )
+
+
+class Catalogues:
+    """The workers' catalogues, remembered for a few seconds."""
+
+    def __init__(self, store: Store, *, clock: Callable[[], float] = time.time) -> None:
+        self._store = store
+        self._clock = clock
+        self._seen: dict[str, tuple[float, Catalogue | None]] = {}
+
+    async def of(self, provider: str) -> Catalogue | None:
+        """provider: a configured one, so that what is remembered stays small."""
+        seen = self._seen.get(provider)
+        if seen is None or self._clock() - seen[0] > _REMEMBERED_SECONDS:
+            seen = self._seen[provider] = (self._clock(), await self._store.catalogues.get(provider))
+        return seen[1]
+
+    async def fresh(self, provider: str) -> Catalogue | None:
+        """None when it was not read lately, or the provider lists no models."""
+        found = await self.of(provider)
+        if found is None or found.read_at_ms is None or self._clock() - found.read_at_ms / 1000 > _FRESH_SECONDS:
+            return None
+        return found
+
+    def today_at(self, catalogue: Catalogue) -> date:
+        """By the provider's own calendar."""
+        read = parsed(catalogue.today) or self.today()
+        return read + timedelta(seconds=max(0.0, self._clock() - (catalogue.read_at_ms or 0) / 1000))
+
+    def today(self) -> date:
+        return datetime.fromtimestamp(self._clock(), UTC).date()
+
+    async def visible(self, provider: str, tenant: TenantId) -> tuple[Catalogue | None, set[str]]:
+        """(catalogue, fine-tuned models in it that the tenant's own jobs have made).  Others' are left out of it, and
+        so is every `ft:` model that no job has made: tenants share the account, not its contents."""
+        found = await self.of(provider)
+        if found is None:
+            return None, set()
+        owners = await self._store.catalogues.all_owners(provider)
+        own = {name for name, owner in owners.items() if owner == tenant}
+        models = {
+            name: model
+            for name, model in found.models.items()
+            if name in own or not (name in owners or name.startswith("ft:"))
+        }
+        return replace(found, models=models), own & models.keys()
+
+
+class Preflight:
+    def __init__(
+        self, store: Store, catalogues: Catalogues, *, providers: Mapping[str, ProviderSettings], prices: Prices
+    ) -> None:
+        self._store = store
+        self._catalogues = catalogues
+        self._providers = providers
+        self._prices = prices
+
+    async def cleared(self, tenant: TenantId, plan: Plan) -> Plan:
+        """The plan with what else there is to warn of.  Raises ValidationFailed with every fault."""
+        faults: list[Fault] = []
+        advice: list[Advice] = []
+        for named in named_models(plan.spec):
+            await self._look(tenant, named, plan.spec, faults, advice)
+        for i, student in enumerate(plan.spec.students):
+            self._training(f"/students/{i}/provider", student.provider, faults, advice)
+        if self._store.day_limit(tenant) is not None:
+            faults += self._unpriced(plan.spec)
+        if faults:
+            raise invalid(faults)
+        return replace(plan, warnings=[*plan.warnings, *dict.fromkeys(advice)])
+
+    async def _look(
+        self, tenant: TenantId, named: Named, spec: JobSpec, faults: list[Fault], advice: list[Advice]
+    ) -> None:
+        owner = (await self._store.catalogues.owners(named.provider, [named.model])).get(named.model)
+        catalogue = await self._catalogues.of(named.provider)
+        if catalogue is not None and catalogue.outcome == "auth_failed":
+            advice.append(
+                Advice(
+                    code="provider_key_refused",
+                    message=f"The provider {named.provider} has refused the operator's key lately; the job will fail "
+                    "unless that is mended.",
+                )
+            )
+        catalogue = await self._catalogues.fresh(named.provider)
+        if owner not in {None, tenant} or (catalogue is not None and named.model not in catalogue.models):
+            if owner == tenant:
+                return  # too fresh to be listed
+            faults.append(Fault(named.pointer, "model_unknown", await self._unknown(tenant, named)))
+            return
+        if catalogue is None:
+            return
+        shutdown_date = catalogue.models[named.model].shutdown_date
+        match retirement(shutdown_date, self._catalogues.today_at(catalogue), spec):
+            case "retired":
+                detail = f"is a model that the provider retired on {shutdown_date}"
+                faults.append(Fault(named.pointer, "model_retired", detail))
+            case "soon":
+                advice.append(retires_soon(named.pointer, shutdown_date))
+
+    async def _unknown(self, tenant: TenantId, named: Named) -> str:
+        """Says the same of a model that is another tenant's as of none."""
+        visible, _ = await self._catalogues.visible(named.provider, tenant)
+        known = [] if visible is None else list(visible.models)
+        near = difflib.get_close_matches(named.model[:64], known, n=_NEAR)
+        return "is not a model of this provider" + (f"; did you mean {' or '.join(near)}?" if near else "")
+
+    def _training(self, pointer: str, name: str, faults: list[Fault], advice: list[Advice]) -> None:
+        last_day = self._providers[name].training_closes
+        match training_closes(last_day, self._catalogues.today()):
+            case "closed":
+                detail = f"has taken no fine-tuning jobs since {last_day}; the dataset can be trained elsewhere"
+                faults.append(Fault(pointer, "provider_training_closed", detail))
+            case "soon":
+                advice.append(
+                    Advice(
+                        code="provider_training_closes_soon",
+                        message=f"The provider {name} takes new fine-tuning jobs until {last_day}; after that the "
+                        "dataset can be exported and trained elsewhere.",
+                    )
+                )
+
+    def _unpriced(self, spec: JobSpec) -> Iterator[Fault]:
+        for named in named_models(spec):
+            if not self._prices.is_priced(self._providers[named.provider].prices, named.model):
+                detail = "has no known price, so your limit of the day cannot be kept; ask your operator for a price"
+                yield Fault(named.pointer, "model_unpriced", detail)

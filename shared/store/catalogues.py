@@ -1,0 +1,53 @@
+"""What each provider's models are, as a worker last read it, and whose the fine-tuned ones are."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+import msgspec
+import redis.asyncio as redis
+
+from shared.ids import TenantId
+from shared.models import Catalogue
+from shared.store import keys
+from shared.store.connection import ask
+
+_KEPT_SECONDS: Final = 86_400
+
+
+class CatalogueStore:
+    def __init__(self, client: redis.Redis) -> None:
+        self._redis = client
+
+    async def get(self, provider: str) -> Catalogue | None:
+        text = await ask(self._redis.get(keys.catalogue(provider)))
+        return None if text is None else msgspec.json.decode(text, type=Catalogue)
+
+    async def put(self, provider: str, catalogue: Catalogue) -> None:
+        await ask(self._redis.set(keys.catalogue(provider), msgspec.json.encode(catalogue), ex=_KEPT_SECONDS))
+
+    async def due_in(self, provider: str, seconds: float, *, sooner: bool = False) -> None:
+        """When a worker must read it next.  sooner: only if that is earlier than it is due now."""
+        at_ms = int((time.time() + seconds) * 1000)
+        await ask(self._redis.zadd(keys.DUE, {_member(provider): at_ms}, lt=sooner))
+
+    async def not_due(self, provider: str) -> None:
+        """The provider is no longer configured."""
+        await ask(self._redis.zrem(keys.DUE, _member(provider)))
+
+    async def owners(self, provider: str, models: Sequence[str]) -> Mapping[str, TenantId]:
+        """Whose jobs have made these fine-tuned models; those that no job has made are left out."""
+        if not models:
+            return {}
+        found = await ask(self._redis.hmget(keys.tuned_models(provider), list(models)))
+        return {name: TenantId(owner.decode()) for name, owner in zip(models, found, strict=True) if owner}
+
+    async def all_owners(self, provider: str) -> Mapping[str, TenantId]:
+        found = await ask(self._redis.hgetall(keys.tuned_models(provider)))
+        return {name.decode(): TenantId(owner.decode()) for name, owner in found.items()}
+
+
+def _member(provider: str) -> str:
+    return f"cat:{provider}"
