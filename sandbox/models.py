@@ -44,5 +44,5 @@ async def delete(request: Request) -> Response:
     if world.store.get("model", name) is None:
         raise model_not_found(name)
     for key in [key for key in world.store.table("model") if key == name or key.startswith(f"{name}:ckpt-step-")]:
-        world.store.drop("model", key)
+        world.forget_model(key)
     return answer({"id": name, "object": "model", "deleted": True})

@@ -69,6 +69,14 @@ class World:
         trained = self.store.get("model", name)
         return None if trained is None else self._student(trained)
 
+    def forget_model(self, name: str) -> None:
+        """The model, and what it has learned: that is made of training examples."""
+        trained = self.store.get("model", name)
+        if trained is not None:
+            self.store.drop("model", name)
+            self.store.drop_content(trained["knowledge"])
+            self._minds.pop(trained["knowledge"], None)
+
     def _student(self, trained: Json) -> Model:
         base = CATALOG[trained["base"]]
         retires = trained["shutdown_date"]

@@ -12,6 +12,7 @@ from typing import Final, Protocol
 
 from msgspec.structs import replace
 
+from shared.deletion import mark_deleted
 from shared.errors import BadRequest, Conflict, DailySpendExhausted, NotFound, StoreError
 from shared.ids import JobId, TenantId, is_id, new_event_id, new_job_id
 from shared.lifecycle import TERMINAL, JobStatus, PausedReason
@@ -19,7 +20,7 @@ from shared.models import Budget, Counters, Event, FineTune, Job, Money, usd
 from shared.notices import Notices
 from shared.planning import Plan, Planner, checked_job, unknown_file, unknown_job
 from shared.preflight import Preflight, require_allowed
-from shared.queue import ADVANCE_JOB, PURGE_JOB
+from shared.queue import ADVANCE_JOB, CLEAN_UP_JOB, PURGE_JOB
 from shared.rules import invalid
 from shared.store import Store
 from shared.store.content import chunked
@@ -233,16 +234,23 @@ class Jobs:
 
         return await self._change(tenant, job_id, decide)
 
-    async def delete(self, tenant: TenantId, job_id: str) -> Receipt:
-        """Delete an ended job with everything it is made of; a worker purges it.  Idempotent."""
+    async def delete(self, tenant: TenantId, job_id: str, *, delete_models: bool = False) -> Receipt:
+        """Delete an ended job with everything it is made of, here and at its providers; workers do it.  Idempotent.
+
+        delete_models: the fine-tuned models go, too; can be asked for later as well."""
         checked = checked_job(job_id)
         receipt = await self._store.purging.receipt(tenant, checked)
         if receipt is None:
-            await self._store.purging.mark(await self.get(tenant, job_id))
-            receipt = await self._store.purging.receipt(tenant, checked)
-            assert receipt is not None
+            job = await self.get(tenant, job_id)
+            await mark_deleted(self._store, job, delete_models=delete_models, now_ms=self._now_ms())
+        elif delete_models and receipt.cleanup is not None and receipt.cleanup.models:
+            await self._store.cleanups.want_models(checked)
+        receipt = await self._store.purging.receipt(tenant, checked)
+        assert receipt is not None
         if receipt.purged is None:
             self.ring(checked, PURGE_JOB)
+        if not receipt.complete:
+            self.ring(checked, CLEAN_UP_JOB)
         return receipt
 
     async def _change(self, tenant: TenantId, job_id: str, decide: Callable[[Job], Awaitable[Change | None]]) -> Job:

@@ -66,14 +66,19 @@ class ArchivePage(msgspec.Struct, frozen=True):
 class CompletionArchive(Protocol):
     """The completions a provider keeps because we asked it to."""
 
-    async def page(self, model: str, metadata: dict[str, str], *, after: str | None) -> ArchivePage:
-        """Stored completions in order of creation, from behind the one with id `after`.  Raises a `ProviderError`."""
+    async def page(self, model: str | None, metadata: dict[str, str], *, after: str | None) -> ArchivePage:
+        """Stored completions in order of creation, from behind the one with id `after`.  Raises a `ProviderError`.
+
+        model: None for all.  A server may ignore the metadata: compare them."""
 
     async def messages(self, completion_id: str) -> list[JsonObject] | None:
         """What the completion answers; None when it is gone.  Raises a `ProviderError`."""
 
     async def find(self, model: str, metadata: dict[str, str]) -> Completion | None:
         """The newest stored completion of this model that carries this metadata.  Raises a `ProviderError`."""
+
+    async def delete(self, completion_id: str) -> bool:
+        """Whether it was there still.  Raises a `ProviderError`."""
 
     async def close(self) -> None: ...
 
@@ -130,6 +135,12 @@ class Batcher(Protocol):
 
     async def cancel(self, batch_id: str) -> None:
         """Ask for the end of a batch.  One that has ended already is no error."""
+
+    async def find_files(self, prefix: str, *, not_before: int) -> list[str]:
+        """Ids of the input files whose names begin so, uploaded at or after `not_before` (unix s)."""
+
+    async def delete_file(self, file_id: str) -> bool:
+        """Whether it was there still: an input, output or error file."""
 
     def lines(self, file_id: str) -> AsyncIterator[bytes]:
         """The lines of an output or error file as they arrive, in no particular order.
@@ -216,6 +227,9 @@ class Trainer(Protocol):
     async def events(self, job_id: str, *, after: str | None, known_until: int | None) -> Sequence[TrainingEvent]:
         """Events newer than the one with id `after`, oldest first.  known_until: when that one was created (unix s):
         what is older is known too, even where the one itself is no longer listed."""
+
+    async def delete_model(self, model: str) -> bool:
+        """Whether it was there still: a fine-tuned model of ours."""
 
     async def shutdown_date(self, model: str) -> str | None:
         """Day on which the provider retires the model, "YYYY-MM-DD", or None.  Raises `ProviderModelMissing`."""

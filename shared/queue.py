@@ -16,6 +16,7 @@ from kombu.exceptions import OperationalError
 ADVANCE_JOB: Final = "advance_job"
 DELIVER_WEBHOOK: Final = "deliver_webhook"
 PURGE_JOB: Final = "purge_job"
+CLEAN_UP_JOB: Final = "clean_up_job"
 
 _log: Final = structlog.get_logger()
 

@@ -226,6 +226,9 @@ class Settings(BaseSettings):
     )
     webhook_ports: tuple[int, ...] = Field((80, 443), description="ports deliveries may use; empty: any")
 
+    cleanup_patience_seconds: float = Field(
+        604_800.0, ge=0, description="how long a provider that will not delete what a deleted job left is asked again"
+    )
     retention_days_max: int = Field(365, ge=1, description="longest `retention_days` a job may ask for")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severe line written")
     log_format: Literal["json", "console"] = Field("json", description="json for machines, console for people")

@@ -82,6 +82,7 @@ class ScriptedTrainer:
         self.jobs: list[TrainingJob] = []
         self.submitted: list[TrainingRequest] = []
         self.cancelled: list[str] = []
+        self.models: set[str] = set()
         self.faults: dict[str, BaseException] = {}
         self.calls: list[str] = []
         self.visible_after = 0  # finds that do not see a new job yet
@@ -161,6 +162,12 @@ class ScriptedTrainer:
     async def cancel(self, job_id: str) -> None:
         with self._call("cancel"):
             self.cancelled.append(job_id)
+
+    async def delete_model(self, model: str) -> bool:
+        with self._call("delete_model"):
+            there = model in self.models
+            self.models.discard(model)
+        return there
 
     async def page(self, *, after: str | None) -> TrainingPage:
         """Newest first, by `page_size`."""

@@ -16,10 +16,11 @@ from shared.errors import StoreError
 from shared.ids import DeliveryId, JobId
 from shared.logs import configure_logs
 from shared.pricing import Prices
-from shared.queue import ADVANCE_JOB, DELIVER_WEBHOOK, PURGE_JOB, Doorbell, celery_app
+from shared.queue import ADVANCE_JOB, CLEAN_UP_JOB, DELIVER_WEBHOOK, PURGE_JOB, Doorbell, celery_app
 from shared.retries import RetryPolicy
 from shared.settings import Settings
 from shared.store import Store
+from worker.cleaner import Cleaner, CleaningLimits
 from worker.engine import Engine
 from worker.janitor import Janitor
 from worker.loop import WorkerLoop
@@ -57,9 +58,17 @@ class Worker:
     async def purge_job(self, id_: str) -> None:
         await self.janitor.purge(JobId(id_))
 
+    async def clean_up_job(self, id_: str) -> None:
+        await self.cleaner.clean(JobId(id_))
+
     async def act(self, task: str, id_: str) -> None:
         """Do a task's work here and now, beside whatever else runs."""
-        works = {ADVANCE_JOB: self.advance_job, DELIVER_WEBHOOK: self.deliver_webhook, PURGE_JOB: self.purge_job}
+        works = {
+            ADVANCE_JOB: self.advance_job,
+            DELIVER_WEBHOOK: self.deliver_webhook,
+            PURGE_JOB: self.purge_job,
+            CLEAN_UP_JOB: self.clean_up_job,
+        }
         self._spawn(works[task](id_))
 
     # --- life of the process ------------------------------------------------------------------------------------------
@@ -117,6 +126,16 @@ class Worker:
             self.store, outbound, secret=settings.secret, timeout_seconds=settings.webhook_timeout_seconds
         )
         self.janitor = Janitor(self.store, prices, settings.providers, secret=settings.secret)
+        self.cleaner = Cleaner(
+            self.store,
+            self.providers,
+            CleaningLimits(
+                lease_seconds=settings.lease_seconds,
+                patience_seconds=settings.cleanup_patience_seconds,
+                lag_seconds=settings.unknown_outcome_wait_seconds,
+                look_seconds=settings.poll_max_seconds,
+            ),
+        )
         self.sweeper = Sweeper(
             self.store,
             self.doorbell,

@@ -8,6 +8,7 @@ from typing import Final
 
 import structlog
 
+from shared.deletion import mark_deleted
 from shared.errors import Conflict
 from shared.ids import JobId
 from shared.lifecycle import TERMINAL
@@ -56,7 +57,7 @@ class Janitor:
             if not self._expired(job):
                 return
             try:
-                await self._store.purging.mark(job)
+                await mark_deleted(self._store, job, delete_models=False, now_ms=int(self._clock() * 1000))
             except Conflict:
                 return
         chunks = await self._store.content.chunk_count(job_id, "source")

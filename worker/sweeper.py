@@ -12,14 +12,14 @@ from typing import Final
 import structlog
 
 from shared.errors import StoreError
-from shared.queue import ADVANCE_JOB, DELIVER_WEBHOOK, PURGE_JOB, Doorbell
+from shared.queue import ADVANCE_JOB, CLEAN_UP_JOB, DELIVER_WEBHOOK, PURGE_JOB, Doorbell
 from shared.store import Store
 
 _log: Final = structlog.get_logger()
 _ROWS_PER_SWEEP: Final = 200
 
 #: Prefix of a member of the due clock → the task that looks at it.
-TASKS: Final[Mapping[str, str]] = {"job": ADVANCE_JOB, "dlv": DELIVER_WEBHOOK, "exp": PURGE_JOB}
+TASKS: Final[Mapping[str, str]] = {"job": ADVANCE_JOB, "dlv": DELIVER_WEBHOOK, "exp": PURGE_JOB, "cln": CLEAN_UP_JOB}
 
 
 class Sweeper:

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from celery import Celery
 
-from shared.queue import ADVANCE_JOB, DELIVER_WEBHOOK, PURGE_JOB
+from shared.queue import ADVANCE_JOB, CLEAN_UP_JOB, DELIVER_WEBHOOK, PURGE_JOB
 
 
 class _Loop(Protocol):
@@ -20,6 +20,7 @@ class _Hands(Protocol):
     def advance_job(self, id_: str) -> Coroutine[Any, Any, None]: ...
     def deliver_webhook(self, id_: str) -> Coroutine[Any, Any, None]: ...
     def purge_job(self, id_: str) -> Coroutine[Any, Any, None]: ...
+    def clean_up_job(self, id_: str) -> Coroutine[Any, Any, None]: ...
 
 
 def register(app: Celery, worker: _Hands) -> None:
@@ -39,3 +40,8 @@ def register(app: Celery, worker: _Hands) -> None:
     def purge_job(job_id: str) -> None:
         """Purge one job, if it was deleted or its retention has ended."""
         worker.loop.run(worker.purge_job(job_id))
+
+    @app.task(name=CLEAN_UP_JOB)  # type: ignore[untyped-decorator]  # celery has no types
+    def clean_up_job(job_id: str) -> None:
+        """Delete some of what a deleted job has left at its providers."""
+        worker.loop.run(worker.clean_up_job(job_id))

@@ -194,11 +194,19 @@ async def get_job(
     status_code=202,
     responses=documented(404, 410, 409) | {200: {"model": DeletedJobOut, "description": "purged"}},
 )
-async def delete_job(job_id: str, caller: Writer, services: Wired, response: Response) -> DeletedJobOut:
-    """Delete an ended job: prompts, completions, dataset, events, deliveries, verdict.  202 until a worker has purged
-    it, then 200 with what was removed, for 30 days.  Everything else about it is 410."""
-    receipt = await services.jobs.delete(caller.tenant, job_id)
-    response.status_code = 202 if receipt.purged is None else 200
+async def delete_job(
+    job_id: str,
+    caller: Writer,
+    services: Wired,
+    response: Response,
+    delete_models: Annotated[bool, Query()] = False,
+) -> DeletedJobOut:
+    """Delete an ended job: prompts, completions, dataset, events, deliveries, verdict; and at its providers the files
+    and stored completions that it made, with `delete_models` also its fine-tuned models.  202 until that is done or has
+    been tried for long enough, then 200 with what was removed and what is left, for 30 days.  Everything else about the
+    job is 410."""
+    receipt = await services.jobs.delete(caller.tenant, job_id, delete_models=delete_models)
+    response.status_code = 200 if receipt.complete else 202
     return DeletedJobOut.of(receipt)
 
 

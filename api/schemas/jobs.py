@@ -6,6 +6,7 @@ from typing import Any, Literal, Self
 
 from api.schemas.common import Response, seconds
 from shared import models as domain
+from shared.cleanup import Cleanup, Kind
 from shared.ids import EventId, JobId
 from shared.models import usd
 from shared.planning import Plan
@@ -446,29 +447,43 @@ class CompletionOut(Response):
     created_at: int
 
 
+class DeletedAtProvider(Response):
+    files: int
+    stored_completions: int
+    fine_tuned_models: int
+
+
 class LeftAtProvider(Response):
+    """Ids, to delete it there.  fine_tuning_jobs: no provider deletes the record of one.  stored_completions: some that
+    were stored for this job may be there still.  unlisted_files: likewise, of files whose ids could not be found out;
+    their names begin with `distill-` and the job's id."""
+
     files: list[str]
     fine_tuning_jobs: list[str]
     fine_tuned_models: list[str]
+    stored_completions: bool
+    unlisted_files: bool
 
 
 class PurgedOut(Response):
-    """What was removed.  left_at_provider: our clean-up does not reach it; delete it there with its id."""
+    """What was removed.  left_at_provider: while `cleaning`, what is still to go; then, what stays there."""
 
     prompts: int
     completions: int
     events: int
     webhook_deliveries: int
+    deleted_at_provider: DeletedAtProvider
     left_at_provider: LeftAtProvider
 
 
 class DeletedJobOut(Response):
-    """The receipt: `purging`, then `purged`."""
+    """The receipt: `purging`; `cleaning` once nothing of the job is left here; `purged` once nothing more will be
+    deleted at its providers either."""
 
     id: str
     object: Literal["distillation.job.deleted"]
     deleted: Literal[True]
-    status: Literal["purging", "purged"]
+    status: Literal["purging", "cleaning", "purged"]
     deleted_at: int
     purged_at: int | None
     purged: PurgedOut | None
@@ -480,7 +495,7 @@ class DeletedJobOut(Response):
             id=receipt.job_id,
             object="distillation.job.deleted",
             deleted=True,
-            status="purging" if found is None else "purged",
+            status="purging" if found is None else "purged" if receipt.complete else "cleaning",
             deleted_at=receipt.deleted_at_ms // 1000,
             purged_at=seconds(receipt.purged_at_ms),
             purged=None
@@ -490,10 +505,28 @@ class DeletedJobOut(Response):
                 completions=found.completions,
                 events=found.events,
                 webhook_deliveries=found.deliveries,
-                left_at_provider=LeftAtProvider(
-                    files=list(found.provider_files),
-                    fine_tuning_jobs=list(found.fine_tuning_jobs),
-                    fine_tuned_models=list(found.fine_tuned_models),
-                ),
+                deleted_at_provider=_deleted(receipt.cleanup),
+                left_at_provider=_left(receipt.cleanup),
             ),
         )
+
+
+def _deleted(cleanup: Cleanup | None) -> DeletedAtProvider:
+    deleted = {} if cleanup is None else cleanup.deleted
+    return DeletedAtProvider(
+        files=deleted.get(Kind.FILE, 0) + deleted.get(Kind.BATCH_FILE, 0),
+        stored_completions=deleted.get(Kind.STORED, 0),
+        fine_tuned_models=deleted.get(Kind.MODEL, 0),
+    )
+
+
+def _left(cleanup: Cleanup | None) -> LeftAtProvider:
+    left = [] if cleanup is None else cleanup.left
+    kinds = {remnant.kind for remnant in left}
+    return LeftAtProvider(
+        files=[remnant.id for remnant in left if remnant.kind in {Kind.FILE, Kind.BATCH_FILE}],
+        fine_tuning_jobs=[] if cleanup is None else cleanup.fine_tuning_jobs,
+        fine_tuned_models=[remnant.id for remnant in left if remnant.kind is Kind.MODEL],
+        stored_completions=Kind.STORED in kinds,
+        unlisted_files=bool(kinds & {Kind.FILES, Kind.BATCH_FILES, Kind.BATCHES, Kind.BATCH}),
+    )

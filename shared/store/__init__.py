@@ -14,6 +14,7 @@ from shared.errors import StoreFull
 from shared.store import keys
 from shared.store.api_keys import ApiKeyStore
 from shared.store.catalogues import CatalogueStore
+from shared.store.cleanups import CleanupStore
 from shared.store.connection import Scripts, ask, connect
 from shared.store.content import ContentStore
 from shared.store.deliveries import DeliveryStore
@@ -54,6 +55,7 @@ class Store:
         self.rates = RateStore(client, scripts)
         self.api_keys = ApiKeyStore(client)
         self.purging = PurgeStore(client, scripts)
+        self.cleanups = CleanupStore(client, scripts)
         self.idempotency = IdempotencyStore(scripts)
         self._memory_checked_at = float("-inf")
         self._memory_share = 0.0

@@ -41,8 +41,11 @@ class DeliveryStore:
         return _delivery.decode(row) if row else None
 
     async def settle(self, delivery: Delivery, *, next_attempt_in_seconds: float | None) -> None:
-        """Write down how the attempt went.  None: there will be no further one."""
-        wait = -1 if next_attempt_in_seconds is None else int(next_attempt_in_seconds * 1000)
+        """Write down how the attempt went.  None: there will be no further one.
+
+        What told of a deleted job at the job's own address is in no log any more, and goes once it is settled."""
+        never = -2 if delivery.event_type == "job.deleted" and delivery.endpoint_id is None else -1
+        wait = never if next_attempt_in_seconds is None else int(next_attempt_in_seconds * 1000)
         delivery_id = DeliveryId(delivery.id)
         await self._scripts.run(
             "settle_delivery",

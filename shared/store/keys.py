@@ -65,6 +65,13 @@ def purging(job_id: JobId) -> str:
     return f"d:{{{job_id}}}:purging"
 
 
+def cleanup(job_id: JobId) -> str:
+    """HASH, what is to be cleaned up at the providers of a deleted job, without content: row (JSON), token of the
+    worker that is at it, until_ms (end of its lease, or when the next look is due), models ("1": the fine-tuned models
+    shall go, too).  Lives until it is over, and 30 days more."""
+    return f"d:{{{job_id}}}:cleanup"
+
+
 def decisions(job_id: JobId) -> str:
     """HASH, chunk number of the source prompts → zstd-compressed JSON list of decisions, one per prompt."""
     return f"d:{{{job_id}}}:decisions"
@@ -245,8 +252,8 @@ def hint(job_id: JobId) -> str:
 
 
 DUE: Final = "d:due"
-"""ZSET, the one clock: `job:<id>`, `dlv:<id>`, `exp:<id>` (a job to be purged) or `cat:<provider>` (its models
-to be read) → unix ms when somebody must look."""
+"""ZSET, the one clock: `job:<id>`, `dlv:<id>`, `exp:<id>` (a job to be purged), `cln:<id>` (one to be cleaned up at
+its providers) or `cat:<provider>` (its models to be read) → unix ms when somebody must look."""
 
 PASSES: Final = "d:passes"
 """ZSET, open passes `<job id>/<pass name>` → unix ms of opening: what pumps may draw from."""

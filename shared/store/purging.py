@@ -8,37 +8,42 @@ from typing import Final
 import msgspec
 import redis.asyncio as redis
 
+from shared.cleanup import Cleanup, with_models
 from shared.errors import Conflict, NotFound
 from shared.ids import DeliveryId, JobId, TenantId
 from shared.lifecycle import TERMINAL
-from shared.models import Job, Record
+from shared.models import Delivery, Job, Record
 from shared.store import keys
+from shared.store.cleanups import KEPT_SECONDS
 from shared.store.connection import Scripts, ask
+from shared.store.deliveries import entry
 
-_STONE_SECONDS: Final = 30 * 86_400
 _PURGING_MS: Final = 120_000
 _AT_ONCE: Final = 500
 
 
 class Purged(Record, frozen=True, kw_only=True):
-    """What was removed, and what the provider still has of it."""
+    """What was removed here."""
 
     prompts: int = 0
     completions: int = 0
     events: int = 0
     deliveries: int = 0
-    provider_files: tuple[str, ...] = ()
-    fine_tuning_jobs: tuple[str, ...] = ()
-    fine_tuned_models: tuple[str, ...] = ()
 
 
 class Receipt(Record, frozen=True, kw_only=True):
-    """purged_at_ms, purged: None while the purge has not ended."""
+    """purged_at_ms, purged: None while the purge here has not ended.  cleanup: how far that at the providers is."""
 
     job_id: JobId
     deleted_at_ms: int
     purged_at_ms: int | None = None
     purged: Purged | None = None
+    cleanup: Cleanup | None = None
+
+    @property
+    def complete(self) -> bool:
+        """Nothing more will be deleted, here or at a provider."""
+        return self.purged is not None and (self.cleanup is None or self.cleanup.over)
 
 
 class PurgeStore:
@@ -46,33 +51,49 @@ class PurgeStore:
         self._redis = client
         self._scripts = scripts
 
-    async def mark(self, job: Job) -> None:
-        """The job is seen no more, and due to be purged.  Raises Conflict while it has not ended."""
+    async def mark(self, job: Job, cleanup: Cleanup, tell: Sequence[Delivery] = ()) -> None:
+        """The job is seen no more, due to be purged, and its clean-up noted.  tell: written with it, and not purged.
+
+        Raises Conflict while it has not ended."""
         code, status = await self._scripts.run(
             "mark_deleted",
             [
                 keys.job(job.id),
                 keys.DUE,
+                keys.cleanup(job.id),
                 keys.tenant_jobs(job.tenant),
                 *(keys.tenant_metadata(job.tenant, *pair) for pair in job.spec.metadata.items()),
             ],
-            [job.id, *sorted(TERMINAL)],
+            [
+                job.id,
+                msgspec.json.encode(cleanup),
+                int(cleanup.over),
+                msgspec.json.encode([entry(delivery) for delivery in tell]),
+                *sorted(TERMINAL),
+            ],
         )
         if code == 0:
             raise Conflict(f"The job is {status.decode()}.  Cancel it first, then delete it.", code="job_not_terminal")
 
     async def receipt(self, tenant: TenantId, job_id: JobId) -> Receipt | None:
         """None when the job was not deleted.  Raises NotFound when the tenant has and had no such job."""
-        row = await ask(self._redis.hmget(keys.job(job_id), ["tenant", "deleted_at_ms", "purged_at_ms", "receipt"]))
+        pipe = self._redis.pipeline(transaction=False)
+        pipe.hmget(keys.job(job_id), ["tenant", "deleted_at_ms", "purged_at_ms", "receipt"])
+        pipe.hmget(keys.cleanup(job_id), ["row", "models"])
+        row, (note, models) = await ask(pipe.execute())
         if row[0] is None or row[0].decode() != tenant:
             raise NotFound("There is no such job.")
         if row[1] is None:
             return None
+        cleanup = None if note is None else msgspec.json.decode(note, type=Cleanup)
+        if cleanup is not None and models is not None:
+            cleanup = with_models(cleanup, now_ms=cleanup.progressed_at_ms)  # asked for, and not taken up yet
         return Receipt(
             job_id=job_id,
             deleted_at_ms=int(row[1]),
             purged_at_ms=None if row[2] is None else int(row[2]),
             purged=None if row[3] is None else msgspec.json.decode(row[3], type=Purged),
+            cleanup=cleanup,
         )
 
     async def is_marked(self, job_id: JobId) -> bool:
@@ -103,9 +124,6 @@ class PurgeStore:
             completions=sum([await self._length(some) for some in _batches(completions)]),
             events=await ask(self._redis.xlen(keys.events(job.id))),
             deliveries=len(deliveries),
-            provider_files=tuple(f for tune in job.fine_tunes for f in (tune.training_file, tune.validation_file) if f),
-            fine_tuning_jobs=tuple(t.fine_tuning_job_id for t in job.fine_tunes if t.fine_tuning_job_id),
-            fine_tuned_models=tuple(t.fine_tuned_model for t in job.fine_tunes if t.fine_tuned_model),
         )
         for some in _batches([*completions, *(keys.delivery(DeliveryId(d.decode())) for d in deliveries)]):
             await ask(self._redis.unlink(*some))
@@ -134,7 +152,9 @@ class PurgeStore:
     async def bury(self, job_id: JobId, purged: Purged) -> None:
         """The last step: of the row only a stone is left, for 30 days."""
         await self._scripts.run(
-            "bury", [keys.job(job_id), keys.DUE], [job_id, msgspec.json.encode(purged), _STONE_SECONDS]
+            "bury",
+            [keys.job(job_id), keys.DUE, keys.cleanup(job_id)],
+            [job_id, msgspec.json.encode(purged), KEPT_SECONDS],
         )
 
     async def not_due(self, job_id: JobId) -> None:

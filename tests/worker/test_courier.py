@@ -9,14 +9,16 @@ from typing import Any
 
 import pytest
 import redis.asyncio as redis
-from builders import a_delivery, a_job, accepted
+from builders import a_delivery, a_job, a_spec, accepted, now_ms, standing_at
 from msgspec.structs import replace
 from openai import OpenAI
 from standardwebhooks import Webhook, WebhookVerificationError
 
+from shared.deletion import mark_deleted
 from shared.endpoints import OVERLAP_MS, Destinations, Endpoints
 from shared.ids import DeliveryId, TenantId
-from shared.models import Delivery, Job, WebhookEndpoint
+from shared.lifecycle import JobStatus
+from shared.models import Delivery, Job, WebhookEndpoint, WebhookTarget
 from shared.notices import Notices
 from shared.store import Store, keys
 from shared.store.jobs import Change
@@ -247,3 +249,29 @@ async def test_events_of_one_tenant_reach_no_endpoint_of_another(
 async def _time_passes(client: redis.Redis, delivery: Delivery) -> None:
     """Until the next attempt is due."""
     await client.hset(keys.delivery(DeliveryId(delivery.id)), "lease_until_ms", 0)
+
+
+async def test_the_news_of_a_deletion_is_sent_after_everything_else_of_the_job_is_gone(
+    valkey_client: redis.Redis, store: Store, endpoints: Endpoints, courier: Courier, receiver: Receiver
+):
+    target = WebhookTarget(url=receiver.url + "own", events=["job.succeeded", "job.deleted"])
+    spec = replace(a_spec(), webhook=target, metadata={"team": "canary"})
+    job = await standing_at(store, await accepted(store, a_job(spec=spec)), JobStatus.SUCCEEDED)
+    endpoint = await an_endpoint(endpoints, job, receiver.url, "job.deleted")
+    await an_event(store, job, "job.succeeded")
+    await mark_deleted(store, job, delete_models=False, now_ms=now_ms())
+    await store.purging.bury(job.id, await store.purging.purge(job, passes={}))
+    due = [member.decode() for member in await valkey_client.zrange(keys.DUE, 0, -1)]
+    told = [DeliveryId(member[4:]) for member in due if member.startswith("dlv:")]
+    assert len(told) == 2  # that it has succeeded went with the job
+
+    receiver.statuses = [500, 200]
+    for delivery in told:
+        await courier.deliver(delivery)
+    assert {body for _, body in receiver.received} == {receiver.received[0][1]}
+    assert "canary" not in receiver.received[0][1]
+    retried = [m for m in await valkey_client.zrange(keys.DUE, 0, -1) if m.startswith(b"dlv:")]
+    assert len(retried) == 1
+    [kept] = await log(endpoints, endpoint)
+    event = verified(receiver.received[0 if retried[0].decode()[4:] == kept.id else 1], endpoint.secret)
+    assert (event["type"], event["data"]["id"], event["data"]["metadata"]) == ("job.deleted", job.id, {})

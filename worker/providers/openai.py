@@ -125,10 +125,10 @@ class OpenAIArchive:
             return None
         return None
 
-    async def page(self, model: str, metadata: dict[str, str], *, after: str | None) -> ArchivePage:
+    async def page(self, model: str | None, metadata: dict[str, str], *, after: str | None) -> ArchivePage:
         stored = self._client.chat.completions.with_raw_response
-        behind: dict[str, Any] = {} if after is None else {"after": after}
-        answer = await asked(stored.list(model=model, metadata=metadata, order="asc", limit=100, **behind))
+        more: dict[str, Any] = {name: value for name, value in (("model", model), ("after", after)) if value}
+        answer = await asked(stored.list(metadata=metadata, order="asc", limit=100, **more))
         page = _decoded(answer.content, _StoredPage)
         return ArchivePage([_archived(_decoded(raw, _Archived)) for raw in page.data], page.has_more)
 
@@ -147,6 +147,9 @@ class OpenAIArchive:
                 break
             behind = {"after": str(page.data[-1].get("id"))}
         return [_message(row) for row in found]
+
+    async def delete(self, completion_id: str) -> bool:
+        return await deleted(self._client.chat.completions.delete(completion_id))
 
     async def close(self) -> None:
         await self._client.close()
@@ -281,6 +284,9 @@ class OpenAITrainer:
                     )
                 )
         return list(reversed(fresh))
+
+    async def delete_model(self, model: str) -> bool:
+        return await deleted(self._client.models.delete(model))
 
     async def shutdown_date(self, model: str) -> str | None:
         try:

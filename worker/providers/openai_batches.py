@@ -17,7 +17,7 @@ from shared.errors import ProviderError, ProviderModelMissing, ProviderRejected,
 from shared.ports import Batch, BatchFault
 from shared.settings import ProviderSettings
 from worker.providers.answers import error_of
-from worker.providers.sdk import asked, files_named, lost_jobs, pages, sdk_client
+from worker.providers.sdk import asked, deleted, files_named, lost_jobs, pages, sdk_client
 
 _log: Final = structlog.get_logger()
 
@@ -85,6 +85,12 @@ class OpenAIBatcher:
         except ProviderError as error:
             if error.status != httpx2.codes.CONFLICT:  # 409: it has ended, or is ending
                 raise
+
+    async def find_files(self, prefix: str, *, not_before: int) -> list[str]:
+        return await files_named(self._client, "batch", prefix, not_before=not_before)
+
+    async def delete_file(self, file_id: str) -> bool:
+        return await deleted(self._client.files.delete(file_id))
 
     async def lines(self, file_id: str) -> AsyncIterator[bytes]:
         """Cut from the stream as it comes; a line longer than any answer we would keep is left out."""

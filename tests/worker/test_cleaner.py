@@ -1,0 +1,440 @@
+"""Cleaning up at the provider: all that the job made and nothing else, through outages, kills and any amount of it."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import Any
+
+import msgspec
+import pytest
+
+from shared.cleanup import Cleanup
+from shared.deletion import mark_deleted
+from shared.errors import JobFailed, ProviderAuthFailed, ProviderRejected, ProviderUnavailable
+from shared.lifecycle import JobStatus, Stage
+from shared.models import BatchRun, FineTune, Job, Teacher
+from shared.ports import Batch
+from shared.store import Store, keys
+from shared.store.jobs import Change
+from tests.accounts import Account
+from tests.builders import a_job, a_spec, accepted, loaded, now_ms, prompts, standing_at
+from worker.cleaner import Cleaner, CleaningLimits
+
+pytestmark = pytest.mark.anyio
+DAY_SECONDS = 86_400.0
+AWAY = ProviderUnavailable("away", provider_code="disconnected")
+
+
+class Killed(BaseException):
+    """kill -9, as far as the store and the provider can tell."""
+
+
+class Clock:
+    """Of the worker, in front of the server's by what a test has let pass."""
+
+    def __init__(self) -> None:
+        self.ahead_seconds = 0.0
+
+    def __call__(self) -> float:
+        return now_ms() / 1000 + self.ahead_seconds
+
+
+def a_cleaner(store: Store, account: Any, clock: Clock | None = None, **limits: float) -> Cleaner:
+    return Cleaner(store, account, CleaningLimits(**{"lag_seconds": 0.0, **limits}), clock=clock or Clock())
+
+
+def kept_by(account: Account, job: Job, *, completions: int = 5) -> None:
+    """What a job leaves behind, noted and not, and beside it what is not the job's."""
+    account.files = {
+        "file-train": f"distill-{job.id}-x-0-train.jsonl",
+        "file-check": f"distill-{job.id}-x-0-validation.jsonl",
+        "file-unnoted": f"distill-{job.id}-x-1-train.jsonl",
+        "file-in": f"distill-{job.id}-batch-0.jsonl",
+        "file-out": "batch_output.jsonl",
+        "file-foreign": "distill-job_other-x-0-train.jsonl",
+    }
+    account.models = {"ft:ours", "ft:foreign"}
+    account.batches = {
+        "batch-1": Batch(
+            id="batch-1", status="completed", state="over", created_at=2_000_000_000, input_file="file-in",
+            metadata={"distillation_job_id": job.id, "batch": "0"}, output_file="file-out",
+        )
+    }  # fmt: skip
+    account.stored = {"cmp-first": {"distillation_job": "job_other"}, "cmp-users": {}}
+    account.stored |= {f"cmp-{n}": {"distillation_job": job.id, "prompt": str(n)} for n in range(completions)}
+    account.stored |= {"cmp-last": {"distillation_job": "job_other"}}
+
+
+FOREIGN = ({"file-foreign"}, {"ft:foreign"}, {"cmp-first", "cmp-users", "cmp-last"})
+
+
+def left_in(account: Account) -> tuple[set[str], set[str], set[str]]:
+    return set(account.files), account.models, set(account.stored)
+
+
+async def a_deleted_job(store: Store, account: Account, *, delete_models: bool = False, completions: int = 5) -> Job:
+    teacher = Teacher(provider="lab", model="gpt-4.1", mode="batch")
+    job = await accepted(store, a_job(spec=a_spec(store=True, teacher=teacher)), prompts(3))
+    job = await standing_at(store, job, JobStatus.SUCCEEDED)
+    tune = FineTune(
+        step="ended",
+        training_file="file-train",
+        validation_file="file-check",
+        fine_tuning_job_id="ftjob-1",
+        fine_tuned_model="ft:ours",
+    )
+    run = BatchRun(step="ended", batch_id="batch-1", input_file="file-in")
+    made = {"stage": Stage.EVALUATING, "finished_at_ms": now_ms(), "fine_tunes": [tune], "batches": [run]}
+    await store.jobs.change(job, Change(set=made))
+    kept_by(account, job, completions=completions)
+    job = await loaded(store, job.id)
+    await mark_deleted(store, job, delete_models=delete_models, now_ms=now_ms())
+    return job
+
+
+async def note_of(store: Store, job: Job) -> Cleanup:
+    note = await store.cleanups.load(job.id)
+    assert note is not None
+    return note
+
+
+async def make_due(client: Any, job: Job) -> None:
+    """The time of the next look has come."""
+    await client.hset(keys.cleanup(job.id), "until_ms", 0)
+
+
+async def cleaned(client: Any, cleaner: Cleaner, store: Store, job: Job, *, looks: int = 200) -> Cleanup:
+    for _ in range(looks):
+        await make_due(client, job)
+        await cleaner.clean(job.id)
+        note = await note_of(store, job)
+        if note.over:
+            return note
+    raise AssertionError(f"Not over: {note}")
+
+
+async def test_everything_the_job_made_goes_and_nothing_else(store: Store, client: Any):
+    account = Account(page_size=2)
+    job = await a_deleted_job(store, account)
+    await a_cleaner(store, account).clean(job.id)
+    note = await note_of(store, job)
+    assert note.over
+    assert left_in(account) == ({"file-foreign"}, {"ft:ours", "ft:foreign"}, FOREIGN[2])
+    assert note.deleted == {"file": 3, "batch_file": 2, "stored_completions": 5}
+    assert [(model.kind, model.id) for model in note.left] == [("model", "ft:ours")]
+    assert await client.zscore(keys.DUE, f"cln:{job.id}") is None
+    assert 0 < await client.ttl(keys.cleanup(job.id)) <= 30 * 86_400
+
+
+async def test_models_go_when_that_was_asked_for_at_once_or_later(store: Store, client: Any):
+    for at_once in (True, False):
+        account = Account()
+        job = await a_deleted_job(store, account, delete_models=at_once)
+        cleaner = a_cleaner(store, account)
+        await cleaner.clean(job.id)
+        if not at_once:
+            assert "ft:ours" in account.models
+            assert await store.cleanups.want_models(job.id)
+            assert not await store.cleanups.want_models(job.id)
+            assert await client.zscore(keys.DUE, f"cln:{job.id}") is not None
+            await cleaner.clean(job.id)
+        assert left_in(account) == FOREIGN
+        assert (await note_of(store, job)).left == []
+        assert await client.zscore(keys.DUE, f"cln:{job.id}") is None
+
+
+async def test_models_asked_for_while_a_worker_is_at_it_are_not_forgotten(store: Store, client: Any):
+    account = Account()
+    job = await a_deleted_job(store, account)
+    held = await store.cleanups.claim(job.id, lease_seconds=30, now_ms=now_ms())
+    assert held is not None
+    await store.cleanups.want_models(job.id)
+    claim, note = held
+    await store.cleanups.let_go(claim, msgspec.structs.replace(note, remnants=[], over=True), next_look_in_seconds=None)
+    await a_cleaner(store, account).clean(job.id)
+    assert account.models == {"ft:foreign"}
+
+
+async def test_a_server_that_does_not_filter_loses_nothing_of_others(store: Store, client: Any):
+    account = Account(filters=False, page_size=3)
+    job = await a_deleted_job(store, account)
+    account.stored |= {f"later-{n}": {"distillation_job": "job_other"} for n in range(7)}
+    note = await cleaned(client, a_cleaner(store, account), store, job)
+    assert set(account.stored) == {*FOREIGN[2], *(f"later-{n}" for n in range(7))}
+    assert note.deleted["stored_completions"] == 5
+
+
+async def test_a_cursor_that_has_gone_starts_again_from_the_front(store: Store, client: Any):
+    account = Account(filters=False, page_size=3)
+    job = await a_deleted_job(store, account)
+
+    def the_first_other_goes(call: str, _: str) -> None:
+        if call == "page" and account.calls.count("page") == 2:
+            del account.stored["cmp-users"]
+
+    account.before = the_first_other_goes
+    await cleaned(client, a_cleaner(store, account), store, job)
+    assert set(account.stored) == {"cmp-first", "cmp-last"}
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+async def test_killed_around_any_call_it_is_finished_by_another(real_store: Store, valkey_client: Any, when: str):
+    """Every call of the whole clean-up in turn is the one that kills the worker."""
+    store, strike = real_store, 1
+    while True:
+        account = Account(page_size=2)
+        job = await a_deleted_job(store, account, delete_models=True, completions=3)
+        struck = False
+
+        def kill(call: str, _: str, account: Account = account, strike: int = strike) -> None:
+            nonlocal struck
+            if len(account.calls) == strike and not struck:
+                struck = True
+                raise Killed
+
+        setattr(account, when, kill)
+        cleaner = a_cleaner(store, account)
+        try:
+            await cleaner.clean(job.id)
+        except Killed:
+            assert await valkey_client.zscore(keys.DUE, f"cln:{job.id}") is not None
+        note = await cleaned(valkey_client, cleaner, store, job)
+        assert left_in(account) == FOREIGN
+        assert note.left == []
+        if not struck:
+            break
+        strike += 1
+    assert strike > 15
+
+
+@pytest.mark.parametrize("script", ["hold", "let_go"])
+async def test_killed_before_any_note_of_progress_it_is_finished_by_another(
+    real_store: Store, valkey_client: Any, script: str, monkeypatch: pytest.MonkeyPatch
+):
+    store, strike = real_store, 0
+    wrote = getattr(store.cleanups, script)
+    while True:
+        account, count = Account(), 0
+        job = await a_deleted_job(store, account, delete_models=True)
+
+        async def write(*arguments: Any, _strike: int = strike, **named: Any) -> bool:
+            nonlocal count
+            count += 1
+            if count - 1 == _strike:
+                raise Killed
+            return await wrote(*arguments, **named)  # type: ignore[no-any-return]
+
+        monkeypatch.setattr(store.cleanups, script, write)
+        with suppress(Killed):
+            await a_cleaner(store, account).clean(job.id)
+        struck = count > strike
+        await cleaned(valkey_client, a_cleaner(store, account), store, job)
+        assert left_in(account) == FOREIGN
+        if not struck:
+            break
+        strike += 1
+
+
+async def test_while_the_provider_is_away_it_is_asked_ever_more_rarely_and_our_copies_are_long_gone(
+    store: Store, client: Any
+):
+    account, clock = Account(), Clock()
+    job = await a_deleted_job(store, account)
+
+    def away(_call: str, _what: str) -> None:
+        raise AWAY
+
+    account.before = away
+    cleaner, waits = a_cleaner(store, account, clock), []
+    for _ in range(14):
+        await make_due(client, job)
+        calls = len(account.calls)
+        await cleaner.clean(job.id)
+        assert len(account.calls) == calls + 1  # one refused call tells enough
+        waits.append((await client.zscore(keys.DUE, f"cln:{job.id}")) - now_ms())
+    assert 2_000 < waits[0] < 5_100
+    assert 1_800_000 <= max(waits) <= 3_600_000
+
+    account.before = lambda _call, _what: None
+    await cleaned(client, cleaner, store, job)
+    assert left_in(account) == ({"file-foreign"}, {"ft:ours", "ft:foreign"}, FOREIGN[2])
+
+
+async def test_a_provider_that_stays_away_is_given_up_after_a_bounded_time(store: Store, client: Any):
+    account, clock = Account(), Clock()
+    job = await a_deleted_job(store, account, delete_models=True)
+
+    def away(_call: str, _what: str) -> None:
+        raise AWAY
+
+    account.before = away
+    cleaner = a_cleaner(store, account, clock, patience_seconds=7 * DAY_SECONDS)
+    await cleaner.clean(job.id)
+    clock.ahead_seconds = 7 * DAY_SECONDS - 60
+    await make_due(client, job)
+    await cleaner.clean(job.id)
+    assert not (await note_of(store, job)).over
+    clock.ahead_seconds = 7 * DAY_SECONDS + 60
+    await make_due(client, job)
+    await cleaner.clean(job.id)
+    note = await note_of(store, job)
+    assert note.over
+    assert {"file-train", "file-check", "file-in", "ft:ours", job.id} <= {remnant.id for remnant in note.left}
+    assert await client.zscore(keys.DUE, f"cln:{job.id}") is None
+
+
+async def test_one_provider_that_is_away_does_not_hold_up_the_others(store: Store, client: Any):
+    account = Account()
+    job = await a_deleted_job(store, account)
+
+    class Desk(Account):
+        def trainer(self, name: str) -> Any:
+            raise JobFailed("not configured", code="provider_unavailable")
+
+    desk = Desk()
+    desk.__dict__.update(account.__dict__)
+    note = await note_of(store, job)
+    renamed = [msgspec.structs.replace(r, provider="gone") if r.kind in {"file", "files"} else r for r in note.remnants]
+    changed = msgspec.structs.replace(note, remnants=renamed)
+    await client.hset(keys.cleanup(job.id), "row", msgspec.json.encode(changed))
+    await a_cleaner(store, desk).clean(job.id)
+    assert set(desk.files) == {"file-train", "file-check", "file-unnoted", "file-foreign"}
+    assert {remnant.provider for remnant in (await note_of(store, job)).remnants} == {"gone"}
+
+
+@pytest.mark.parametrize("refusal", [ProviderRejected("no", status=400), ProviderAuthFailed("no", status=403)])
+async def test_what_the_provider_refuses_for_good_is_listed_and_holds_nothing_up(
+    store: Store, client: Any, refusal: Exception
+):
+    account = Account()
+    job = await a_deleted_job(store, account, delete_models=True)
+
+    def refuse(call: str, what: str) -> None:
+        if what in {"ft:ours", "file-train"}:
+            raise refusal
+
+    account.before = refuse
+    await a_cleaner(store, account).clean(job.id)
+    note = await note_of(store, job)
+    assert note.over
+    assert sorted(remnant.id for remnant in note.left) == ["file-train", "ft:ours"]
+    assert set(account.files) == {"file-train", "file-foreign"}
+
+
+async def test_a_key_that_is_refused_may_be_mended(store: Store, client: Any):
+    account = Account()
+    job = await a_deleted_job(store, account)
+
+    def refuse(_call: str, _what: str) -> None:
+        raise ProviderAuthFailed("no", status=401)
+
+    account.before = refuse
+    await a_cleaner(store, account).clean(job.id)
+    assert not (await note_of(store, job)).over
+    account.before = lambda _call, _what: None
+    await cleaned(client, a_cleaner(store, account), store, job)
+    assert "file-train" not in account.files
+
+
+async def test_a_great_many_completions_go_in_slices_with_progress_between_them(store: Store, client: Any):
+    account = Account()
+    job = await a_deleted_job(store, account, completions=950)
+    cleaner = a_cleaner(store, account, slice_seconds=0.0)
+    await cleaner.clean(job.id)
+    assert account.calls == []
+    some = a_cleaner(store, account, slice_seconds=0.02)
+    looks = 0
+    while not (note := await note_of(store, job)).over:
+        left = len(account.stored)
+        due = await client.zscore(keys.DUE, f"cln:{job.id}")
+        assert due <= now_ms() + 50  # nothing is waited for while there is more to do
+        await some.clean(job.id)
+        looks += 1
+        assert looks < 500
+        assert len(account.stored) <= left
+    assert note.deleted["stored_completions"] == 950
+    assert set(account.stored) == FOREIGN[2]
+
+
+async def test_deletions_in_flight_are_bounded_and_what_went_is_counted_when_one_fails(store: Store, client: Any):
+    account = Account()
+    job = await a_deleted_job(store, account, completions=50)
+
+    def fail_one(call: str, what: str) -> None:
+        if what == "cmp-20":
+            raise AWAY
+
+    account.before = fail_one
+    await a_cleaner(store, account).clean(job.id)
+    note = await note_of(store, job)
+    assert note.deleted["stored_completions"] == 49
+    assert set(account.stored) == {*FOREIGN[2], "cmp-20"}
+    account.before = lambda _call, _what: None
+    assert (await cleaned(client, a_cleaner(store, account), store, job)).deleted["stored_completions"] == 50
+
+
+async def test_what_shows_late_is_waited_for(store: Store, client: Any):
+    account, clock = Account(), Clock()
+    job = await a_deleted_job(store, account)
+    cleaner = a_cleaner(store, account, clock, lag_seconds=120, look_seconds=30)
+    await cleaner.clean(job.id)
+    assert not (await note_of(store, job)).over
+    assert 25_000 < (await client.zscore(keys.DUE, f"cln:{job.id}")) - now_ms() <= 30_000
+    account.stored["cmp-late"] = {"distillation_job": job.id}
+    clock.ahead_seconds = 125
+    await make_due(client, job)
+    await cleaner.clean(job.id)
+    assert (await note_of(store, job)).over
+    assert "cmp-late" not in account.stored
+
+
+async def test_what_is_deleted_and_listed_all_the_same_is_not_deleted_in_circles(store: Store, client: Any):
+    account = Account()
+    job = await a_deleted_job(store, account)
+
+    def comes_back(call: str, what: str) -> None:
+        if call == "delete":
+            account.stored[what] = {"distillation_job": job.id}
+
+    account.after = comes_back
+    await a_cleaner(store, account).clean(job.id)
+    assert account.calls.count("delete") == 5
+    assert not (await note_of(store, job)).over
+
+
+async def test_what_still_runs_at_the_provider_is_stopped(store: Store, client: Any):
+    account = Account()
+    job = await a_deleted_job(store, account)
+    running = msgspec.structs.replace(account.batches["batch-1"], state="running", output_file=None)
+    account.batches = {"batch-1": running}
+    del account.files["file-out"]
+    await a_cleaner(store, account).clean(job.id)
+    assert account.cancelled == ["batch-1"]
+    await cleaned(client, a_cleaner(store, account), store, job)
+    assert set(account.files) == {"file-foreign"}  # the output that came with the end went, too
+
+
+async def test_while_one_worker_is_at_it_another_leaves_it_alone_and_a_slow_one_changes_nothing(
+    store: Store, client: Any
+):
+    account = Account()
+    job = await a_deleted_job(store, account)
+    slow = await store.cleanups.claim(job.id, lease_seconds=30, now_ms=now_ms())
+    assert slow is not None
+    await a_cleaner(store, account).clean(job.id)
+    assert account.calls == []
+    await make_due(client, job)  # its lease has run out
+    await a_cleaner(store, account).clean(job.id)
+    assert not await store.cleanups.hold(*slow, lease_seconds=30)
+    assert (await note_of(store, job)).over
+
+
+async def test_the_note_holds_no_content(store: Store, client: Any):
+    job = await accepted(
+        store,
+        a_job(spec=a_spec(store=True, name="canary", system_prompt="canary", metadata={"canary": "canary"})),
+        prompts(3),
+    )
+    job = await standing_at(store, job, JobStatus.SUCCEEDED)
+    await mark_deleted(store, job, delete_models=False, now_ms=now_ms())
+    assert b"canary" not in await client.hget(keys.cleanup(job.id), "row")
