@@ -125,7 +125,9 @@ class Worker:
         self.courier = Courier(
             self.store, outbound, secret=settings.secret, timeout_seconds=settings.webhook_timeout_seconds
         )
-        self.janitor = Janitor(self.store, prices, settings.providers, secret=settings.secret)
+        self.janitor = Janitor(
+            self.store, prices, settings.providers, secret=settings.secret, lease_seconds=settings.lease_seconds
+        )
         self.cleaner = Cleaner(
             self.store,
             self.providers,

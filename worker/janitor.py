@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Final
 
 import structlog
 
 from shared.deletion import mark_deleted
-from shared.errors import Conflict
+from shared.errors import Conflict, StoreError
 from shared.ids import JobId
 from shared.lifecycle import TERMINAL
 from shared.models import Job
@@ -23,7 +25,8 @@ _log: Final = structlog.get_logger()
 
 
 class Janitor:
-    """secret: the one under which completions were entered into the ledger."""
+    """secret: the one under which completions were entered into the ledger.  lease_seconds: a worker that vanishes in
+    the middle of a purge is noticed after so long."""
 
     def __init__(
         self,
@@ -32,12 +35,14 @@ class Janitor:
         providers: Mapping[str, ProviderSettings],
         *,
         secret: bytes,
+        lease_seconds: float = 30.0,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._store = store
         self._prices = prices
         self._providers = providers
         self._secret = secret
+        self._lease_seconds = lease_seconds
         self._clock = clock
 
     async def purge(self, job_id: JobId) -> None:
@@ -45,11 +50,19 @@ class Janitor:
         job = await self._store.jobs.load(job_id)
         if job is None:
             await self._store.purging.not_due(job_id)
-        elif await self._store.purging.begin(job_id):
+        elif await self._store.purging.begin(job_id, lease_seconds=self._lease_seconds):
+            going_on = asyncio.create_task(self._go_on(job_id))
             try:
                 await self._purge(job)
             finally:
+                going_on.cancel()
                 await self._store.purging.end(job_id)
+
+    async def _go_on(self, job_id: JobId) -> None:
+        while True:
+            await asyncio.sleep(self._lease_seconds / 6)
+            with suppress(StoreError):
+                await self._store.purging.go_on(job_id, lease_seconds=self._lease_seconds)
 
     async def _purge(self, job: Job) -> None:
         job_id = job.id

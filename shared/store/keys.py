@@ -17,7 +17,8 @@ def job(job_id: JobId) -> str:
     lease_until_ms, takeovers, commits), runs (times it began or went on to run), the money (spent_nano, reserved_nano,
     unconfirmed_nano, possibly_billed), and where the prompts lie when they are a file's (source_chunks: that key;
     prompt_defaults: what they do not carry yet).  once: the key of its idempotency record.  deleted_at_ms: nobody sees
-    it any more; once purged, only tenant, deleted_at_ms, purged_at_ms and receipt (JSON) are left, for 30 days.
+    it any more; counted (JSON): what its purge began with; once purged, only tenant, deleted_at_ms, purged_at_ms and
+    receipt (JSON) are left, for 30 days.
     let_go_day: see commit.lua.  needs_nano: what a job that waits for the next day's spending needs to go on."""
     return f"d:{{{job_id}}}:job"
 
@@ -61,7 +62,7 @@ def tenant_files(tenant: TenantId) -> str:
 
 
 def purging(job_id: JobId) -> str:
-    """STRING, there while a worker purges the job; two minutes at most."""
+    """STRING, there while a worker purges the job; lives as long as a lease, renewed."""
     return f"d:{{{job_id}}}:purging"
 
 

@@ -18,7 +18,6 @@ from shared.store.cleanups import KEPT_SECONDS
 from shared.store.connection import Scripts, ask
 from shared.store.deliveries import entry
 
-_PURGING_MS: Final = 120_000
 _AT_ONCE: Final = 500
 
 
@@ -99,9 +98,14 @@ class PurgeStore:
     async def is_marked(self, job_id: JobId) -> bool:
         return bool(await ask(self._redis.hexists(keys.job(job_id), "deleted_at_ms")))
 
-    async def begin(self, job_id: JobId) -> bool:
+    async def begin(self, job_id: JobId, *, lease_seconds: float) -> bool:
         """Whether nobody else is purging the job right now.  It spares work alone: purging twice is harmless."""
-        return bool(await ask(self._redis.set(keys.purging(job_id), "", nx=True, px=_PURGING_MS)))
+        begun: int = await self._scripts.run("begin_purge", [keys.purging(job_id)], [int(lease_seconds * 1000)])
+        return begun == 1
+
+    async def go_on(self, job_id: JobId, *, lease_seconds: float) -> None:
+        """The purge that was begun takes longer."""
+        await ask(self._redis.pexpire(keys.purging(job_id), int(lease_seconds * 1000)))
 
     async def end(self, job_id: JobId) -> None:
         await ask(self._redis.delete(keys.purging(job_id)))
@@ -113,7 +117,7 @@ class PurgeStore:
             await self._scripts.run("forget_paid", entries, [f"paid|{job_id}|"])
 
     async def purge(self, job: Job, *, passes: Mapping[str, int]) -> Purged:
-        """Remove everything but the row.  Idempotent: counts are of what was still there.
+        """Remove everything but the row.  Idempotent: counted once, before anything goes.
 
         passes: all that the job may have had, by name, each with the most chunks it can have."""
         names = list(passes)
@@ -125,6 +129,8 @@ class PurgeStore:
             events=await ask(self._redis.xlen(keys.events(job.id))),
             deliveries=len(deliveries),
         )
+        first = await self._scripts.run("count_purge", [keys.job(job.id)], [msgspec.json.encode(counted)])
+        counted = msgspec.json.decode(first, type=Purged)
         for some in _batches([*completions, *(keys.delivery(DeliveryId(d.decode())) for d in deliveries)]):
             await ask(self._redis.unlink(*some))
         if deliveries:

@@ -197,6 +197,7 @@ async def test_a_purge_that_breaks_off_is_begun_anew_and_one_too_many_does_nothi
     assert (await api.http.delete(f"/v1/jobs/{job_id}")).status_code == 202
     for _ in range(2):
         await a_janitor(api).purge(job_id)
+    assert (await api.http.delete(f"/v1/jobs/{job_id}")).json()["purged"]["completions"] == 20  # also those gone before
     await clean_up(api, job_id)
     assert (await api.http.delete(f"/v1/jobs/{job_id}")).status_code == 200
     assert CANARY.encode() not in await dump(api)
@@ -217,7 +218,7 @@ async def test_an_answer_that_comes_after_the_end_is_not_kept(api: Api):
 async def test_while_one_worker_purges_the_others_leave_it_alone(api: Api):
     job_id = JobId(await an_ended_job(api))
     await api.http.delete(f"/v1/jobs/{job_id}")
-    assert await api.store.purging.begin(job_id)
+    assert await api.store.purging.begin(job_id, lease_seconds=30)
     await a_janitor(api).purge(job_id)
     assert (await api.http.delete(f"/v1/jobs/{job_id}")).json()["status"] == "purging"
     await api.store.purging.end(job_id)

@@ -10,15 +10,17 @@ import pytest
 
 from shared.cleanup import Cleanup
 from shared.deletion import mark_deleted
-from shared.errors import JobFailed, ProviderAuthFailed, ProviderRejected, ProviderUnavailable
+from shared.errors import JobFailed, ProviderAuthFailed, ProviderRejected, ProviderUnavailable, StoreFull
 from shared.lifecycle import JobStatus, Stage
 from shared.models import BatchRun, FineTune, Job, Teacher
 from shared.ports import Batch
+from shared.pricing import Prices
 from shared.store import Store, keys
 from shared.store.jobs import Change
 from tests.accounts import Account
 from tests.builders import a_job, a_spec, accepted, loaded, now_ms, prompts, standing_at
 from worker.cleaner import Cleaner, CleaningLimits
+from worker.janitor import Janitor
 
 pytestmark = pytest.mark.anyio
 DAY_SECONDS = 86_400.0
@@ -438,3 +440,24 @@ async def test_the_note_holds_no_content(store: Store, client: Any):
     job = await standing_at(store, job, JobStatus.SUCCEEDED)
     await mark_deleted(store, job, delete_models=False, now_ms=now_ms())
     assert b"canary" not in await client.hget(keys.cleanup(job.id), "row")
+
+
+async def test_a_full_store_lets_a_job_be_deleted_and_cleaned_up(real_store: Store, valkey_client: Any):
+    account = Account()
+    used = (await valkey_client.info("memory"))["used_memory"]
+    job = await accepted(real_store, a_job(), prompts(3))
+    job = await standing_at(real_store, job, JobStatus.SUCCEEDED)
+    tune = FineTune(step="ended", training_file="file-train")
+    await real_store.jobs.change(job, Change(set={"fine_tunes": [tune]}))
+    job = await loaded(real_store, job.id)
+    kept_by(account, job)
+    await valkey_client.config_set("maxmemory", str(used // 2))
+    with pytest.raises(StoreFull):
+        await real_store.content.put_prompt_chunk(job.id, "source", 9, prompts(1))
+    await mark_deleted(real_store, job, delete_models=False, now_ms=now_ms())
+    await Janitor(real_store, Prices(None), {}, secret=b"s" * 32).purge(job.id)
+    await a_cleaner(real_store, account).clean(job.id)
+    receipt = await real_store.purging.receipt(job.tenant, job.id)
+    assert receipt is not None
+    assert receipt.complete
+    assert "file-train" not in account.files
