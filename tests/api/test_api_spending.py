@@ -111,7 +111,7 @@ async def test_a_tenant_sees_what_it_may_and_what_is_left(limited: Api):
     assert limits["prompts"] == {"inline_max": 1_000, "file_max": 1_000_000, "max_chars": 400_000}
     assert limits["requests"]["per_minute"] == 60_000
     assert 0 < limits["requests"]["left"] <= 60_000
-    assert limits["providers"] == sorted(api.settings.providers)
+    assert limits["providers"] == sorted(limited.settings.providers)
     resets_at = limits["spend"].pop("resets_at")
     assert limits["spend"] == {
         "limit_usd": "2",
