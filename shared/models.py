@@ -212,7 +212,9 @@ class FineTune(Record, frozen=True, kw_only=True):
 
     step: new → uploading → uploaded → intent → submitted → ended.
     status, fine_tuned_model, …: the provider's words, as last seen.  intent_at_ms: when submission was first meant.
-    last_event_id, last_event_at (unix s): of the newest of its events that is read; events_at_ms: when they were."""
+    hold: what became of the owner's pause at the provider: it is paused there, it trains on, or it has been asked to go
+    on and does not.  last_event_id, last_event_at (unix s): of the newest of its events that is read.
+    events_at_ms: when they were read."""
 
     step: Literal["new", "uploading", "uploaded", "intent", "submitted", "ended"] = "new"
     training_file: str | None = None
@@ -230,6 +232,7 @@ class FineTune(Record, frozen=True, kw_only=True):
     ended_at_ms: int | None = None
     last_event_id: str | None = None
     last_event_at: int | None = None
+    hold: Literal["paused", "refused", "resuming"] | None = None
     events_at_ms: int | None = None
     reserved_nano: int = 0
     cost_nano: int | None = None

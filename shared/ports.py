@@ -224,6 +224,12 @@ class Trainer(Protocol):
     async def cancel(self, job_id: str) -> None:
         """Ask for the end of a job.  One that has ended already is no error."""
 
+    async def pause(self, job_id: str) -> bool:
+        """Ask a job to stand still.  False when it does not: refused, or the provider pauses nothing."""
+
+    async def resume(self, job_id: str) -> bool:
+        """Ask a paused job to go on.  False when it does not."""
+
     async def events(self, job_id: str, *, after: str | None, known_until: int | None) -> Sequence[TrainingEvent]:
         """Events newer than the one with id `after`, oldest first.  known_until: when that one was created (unix s):
         what is older is known too, even where the one itself is no longer listed."""

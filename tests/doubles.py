@@ -93,6 +93,7 @@ class ScriptedTrainer:
         self.unlisted: set[str] = set()
         self.deleted: set[str] = set()
         self.page_size = 100
+        self.pauses = self.resumes = True  # as asked
 
     @contextlib.contextmanager
     def _call(self, name: str) -> Any:
@@ -176,6 +177,20 @@ class ScriptedTrainer:
             start = 0 if after is None else [job.id for job in listed].index(after) + 1
             end = start + self.page_size
             return TrainingPage(listed[start:end], end < len(listed))
+
+    async def pause(self, job_id: str) -> bool:
+        with self._call("pause"):
+            if not self.pauses or self.statuses.get(job_id, self.status) == "paused":
+                return False
+            self.statuses[job_id] = "paused"
+        return True
+
+    async def resume(self, job_id: str) -> bool:
+        with self._call("resume"):
+            if not self.resumes or self.statuses.get(job_id) != "paused":
+                return False
+            del self.statuses[job_id]
+        return True
 
     async def events(self, job_id: str, *, after: str | None, known_until: int | None) -> Sequence[TrainingEvent]:
         with self._call("events"):

@@ -31,7 +31,7 @@ from worker.stages.batch import stop_batches
 from worker.stages.curate import curate
 from worker.stages.evaluate import evaluate
 from worker.stages.generate import generate
-from worker.stages.train import cancel_training, train
+from worker.stages.train import cancel_training, train, train_while_paused
 
 _log: Final = structlog.get_logger()
 
@@ -171,17 +171,9 @@ class Engine:
                     code="attempts_exhausted",
                 )
             if job.deadline_at_ms is not None and _now_ms() > job.deadline_at_ms and job.status in _TIMED:
-                stopped = await self._stop(job, save)
-                if isinstance(stopped, Wait):
-                    return stopped
-                late = JobFailed(
-                    "The job did not finish before its deadline.  What is paid is kept: retry it with more time.",
-                    code="deadline_exceeded",
-                    param="deadline_seconds",
-                )
-                return Fail(job_error(late, job.stage), set=stopped.set, add=stopped.add)
+                return await self._end_late(job, save)
             if job.status is JobStatus.PAUSED:
-                return await self._while_paused(job)
+                return await self._while_paused(job, save)
             assert job.stage is not None
             return await STEPS[job.stage](job, self._tools, save)
         except JobFailed as error:
@@ -198,18 +190,36 @@ class Engine:
             _log.exception("stage_failed", stage=job.stage)
             return self._after_defect(job, error)
 
-    async def _while_paused(self, job: Job) -> Resume | Wait:
-        """Only what the tenant may spend a day comes back by itself: the next day, when the operator allows more, or
-        when other jobs have let go of what they had reserved.
+    async def _end_late(self, job: Job, save: Save) -> Fail | Wait:
+        try:
+            stopped = await self._stop(job, save)
+        except ProviderError as error:
+            stopped = self._after_failed_stop(job, error)
+        if isinstance(stopped, Wait):
+            return stopped
+        late = JobFailed(
+            "The job did not finish before its deadline.  What is paid is kept: retry it with more time.",
+            code="deadline_exceeded",
+            param="deadline_seconds",
+        )
+        return Fail(job_error(late, job.stage), set=stopped.set, add=stopped.add)
 
-        A twentieth of the limit must be free, so that a job does not go on for one call and pause again."""
+    async def _while_paused(self, job: Job, save: Save) -> Resume | Wait:
+        """What trains is looked after.
+
+        Only what the tenant may spend a day comes back by itself: the next day, when the operator allows more, or when
+        other jobs have let go of what they had reserved.  A twentieth of the limit must be free, so that a job does not
+        go on for one call and pause again."""
+        trains = await train_while_paused(job, self._tools, save) if job.stage is Stage.TRAINING else None
+        nothing = Wait(self._until_deadline(job))
         if job.paused_reason is not PausedReason.DAILY_SPEND:
-            return Wait(self._until_deadline(job))
+            return trains or nothing
         standing = await self._tools.store.spending.standing(job.tenant)
         left, limit = standing.left_nano, standing.limit_nano
         if left is None or limit is None or left >= max(job.money.needs_nano, limit // 20):
             return Resume()
-        return Wait(min(standing.seconds_left, self._settings.poll_max_seconds))
+        looks = [standing.seconds_left, self._settings.poll_max_seconds, (trains or nothing).seconds]
+        return Wait(min(looks), events=(trains or nothing).events)
 
     def _after_defect(self, job: Job, error: Exception) -> Outcome:
         """A defect of ours: it may pass, it must not loop, and the job must not hang on it."""
@@ -241,8 +251,8 @@ class Engine:
         wait = max(error.retry_after_seconds or 0.0, self._backoff(failed))
         return Wait(wait, set={"stage_attempts": failed}, progress=False)
 
-    def _after_failed_stop(self, job: Job, error: ProviderError) -> Outcome:
-        """The owner wants the job to end: the provider is asked a few times to end its part, then it ends here."""
+    def _after_failed_stop(self, job: Job, error: ProviderError) -> Stopped | Wait:
+        """The job is to end: the provider is asked a few times to end its part, then it ends here."""
         failed = job.stage_attempts + 1
         if failed < self._settings.stage_attempts_max:
             return Wait(self._backoff(failed), set={"stage_attempts": failed}, progress=False)
@@ -352,7 +362,7 @@ class Engine:
         if status is JobStatus.PAUSED:
             ends: dict[str, Any] = {}
             due = self._until_deadline(job)
-            if fields["paused_reason"] is PausedReason.DAILY_SPEND:
+            if fields["paused_reason"] is PausedReason.DAILY_SPEND or job.stage is Stage.TRAINING:
                 due = min(due, self._settings.poll_max_seconds)
             message = f"The job is paused: {fields['paused_reason']}."
         else:

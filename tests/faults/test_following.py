@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 
 from tests.system import STUDENT, System
@@ -93,3 +94,43 @@ def test_a_worker_killed_while_it_reads_the_list_leaves_nobody_waiting(tmp_path:
 
         assert [job["status"] for job in ended] == ["succeeded", "succeeded"], [job["error"] for job in ended]
         assert system.sandbox.ledger()["fine_tuning_jobs_created"] == 2
+
+
+def in_training(system: System, job_id: str) -> Any:
+    return system.job(job_id)["students"][0]["fine_tuning_job_id"]
+
+
+def at_provider(system: System, fine_tuning_job_id: str) -> str:
+    url = f"{system.sandbox.base_url}/fine_tuning/jobs/{fine_tuning_job_id}"
+    status: str = httpx2.get(url, headers={"Authorization": "Bearer sk-sandbox"}).raise_for_status().json()["status"]
+    return status
+
+
+def test_a_paused_job_stands_still_at_the_provider_until_it_is_resumed(system: System) -> None:
+    job_id = submit(system, "still", first=600)
+    student = system.until(lambda: in_training(system, job_id), "the job trains")
+    system.client.post(f"/v1/jobs/{job_id}/pause").raise_for_status()
+    system.until(lambda: at_provider(system, student) == "paused", "the provider pauses")
+    system.until(lambda: system.job(job_id)["students"][0]["status"] == "paused", "the job shows it")
+    system.sandbox.advance(3600)
+    assert at_provider(system, student) == "paused"
+
+    system.client.post(f"/v1/jobs/{job_id}/resume", json={}).raise_for_status()
+    job = system.finished(job_id)
+
+    assert job["status"] == "succeeded", job["error"]
+    assert "The training of student 0 goes on." in messages(system, job_id)
+
+
+def test_a_provider_without_a_route_to_pause_trains_on(system: System) -> None:
+    refusal = {"kind": "error", "status": 404}
+    system.sandbox.faults([{"match": {"path": "/fine_tuning/jobs/*/pause"}, "fault": refusal}])
+    job_id = submit(system, "on", first=700)
+    system.until(lambda: in_training(system, job_id), "the job trains")
+    system.client.post(f"/v1/jobs/{job_id}/pause").raise_for_status()
+    ended = system.until(lambda: (job := system.job(job_id))["students"][0]["fine_tuned_model"] and job, "it trains on")
+
+    assert ended["status"] == "paused"
+    assert any("does not pause the training of student 0" in message for message in messages(system, job_id))
+    system.client.post(f"/v1/jobs/{job_id}/resume", json={}).raise_for_status()
+    assert system.finished(job_id)["status"] == "succeeded"

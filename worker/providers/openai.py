@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from functools import lru_cache
 from http import HTTPStatus
 from pathlib import Path
@@ -266,6 +266,12 @@ class OpenAITrainer:
         except (ProviderRejected, ProviderModelMissing):
             return  # it has ended, or is gone: nothing is left to cancel
 
+    async def pause(self, job_id: str) -> bool:
+        return await _taken(self._client.fine_tuning.jobs.pause(job_id))
+
+    async def resume(self, job_id: str) -> bool:
+        return await _taken(self._client.fine_tuning.jobs.resume(job_id))
+
     async def events(self, job_id: str, *, after: str | None, known_until: int | None) -> Sequence[TrainingEvent]:
         """The provider lists newest first; we read back to the one we know."""
         fresh: list[TrainingEvent] = []
@@ -311,6 +317,15 @@ class OpenAITrainer:
 
     async def close(self) -> None:
         await self._client.close()
+
+
+async def _taken(request: Awaitable[FineTuningJob]) -> bool:
+    """Whether a request was carried out.  A definite no is an answer too: the wrong moment, or no such route."""
+    try:
+        await asked(request)
+    except (ProviderRejected, ProviderModelMissing, ProviderAuthFailed):
+        return False
+    return True
 
 
 @lru_cache(maxsize=64)

@@ -18,6 +18,8 @@ from worker.stages.student import StudentStep, now_ms
 _EVENTS_PER_LOOK: Final = 200
 _EVENT_READS_PER_INTERVAL: Final = 20  # of all fine-tuning jobs at one provider together, while they run
 _LATER_SECONDS: Final = 1.0
+_SLOWER: Final = 10.0  # than the longest wait between two looks, while the owner has paused the job
+_SLOW_SECONDS_MAX: Final = 600.0
 _CLOCK_SKEW_SECONDS: Final = 600  # between the provider's clock and ours
 _MESSAGE_CHARS: Final = 500
 
@@ -30,10 +32,12 @@ class Following(StudentStep):
             return None
         return self._tools.prices.training_nano(self._price_list(), self._student.model, job.trained_tokens)
 
-    async def look(self, tune: FineTune, *, hinted: bool = False) -> float | None:
-        """Seconds until the next look, None when the student has ended.  hinted: the provider says that it changed."""
+    async def look(self, tune: FineTune, *, hinted: bool = False, slowly: bool = False) -> float | None:
+        """Seconds until the next look, None when the student has ended.
+
+        hinted: the provider says that it changed.  slowly: nobody waits for it."""
         assert tune.fine_tuning_job_id is not None
-        before, interval = tune, self._interval(tune)
+        before, interval = tune, self._interval(tune, slowly=slowly)
         board = Noticeboard(
             self._tools.store.followed,
             self._student.provider,
@@ -87,8 +91,10 @@ class Following(StudentStep):
         # Looks are jittered, and every look is somebody's turn when there are few.
         return turns == 1.0 or now_ms() - (tune.events_at_ms or 0) >= interval * 1000 * turns
 
-    def _interval(self, tune: FineTune) -> float:
+    def _interval(self, tune: FineTune, *, slowly: bool) -> float:
         """The longer it has run, or has yet to run, the longer until the next look."""
+        if slowly:
+            return min(_SLOW_SECONDS_MAX, _SLOWER * self._settings.poll_max_seconds)
         now = time.time()
         elapsed = now - (tune.intent_at_ms or 0) / 1000
         ahead = (tune.estimated_finish_at - now) if tune.estimated_finish_at else elapsed

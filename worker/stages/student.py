@@ -80,7 +80,7 @@ class StudentStep:
             provider=ProviderAnswer(code=job.error_code) if job else None,
         )
 
-    def _say(self, level: Literal["info", "error"], message: str, data: JsonObject | None = None) -> None:
+    def _say(self, level: Literal["info", "warn", "error"], message: str, data: JsonObject | None = None) -> None:
         self._events.append(
             Event(
                 id=new_event_id(),

@@ -2,51 +2,109 @@
 
 from __future__ import annotations
 
+from typing import Final, TypeVar
+
+import structlog
 from msgspec.structs import replace
 
+from shared.errors import ProviderError
 from shared.lifecycle import PausedReason, Stage
 from shared.models import Event, FineTune, Job, JobError
 from worker.outcomes import Done, Fail, Outcome, Pause, Stopped, Wait
 from worker.stages import Save, Tools
 from worker.stages.following import Following
-from worker.stages.student import given_up, metadata, now_ms
+from worker.stages.holding import Holding
+from worker.stages.student import StudentStep, given_up, metadata, now_ms
 from worker.stages.submission import LOOK_FOR_LOST_SECONDS, BudgetReached, Submission
+
+Step = TypeVar("Step", bound=StudentStep)
+_log: Final = structlog.get_logger()
+_NOTHING_SECONDS: Final = 3600.0  # until the next look when nothing is at the provider
+
+
+class _Students:
+    """The students of one job during one look: their records, and what there is to tell of them."""
+
+    def __init__(self, job: Job, tools: Tools, save: Save) -> None:
+        self._job = job
+        self._tools = tools
+        self._save = save
+        self.tunes = list(job.fine_tunes)
+        self.events: list[Event] = []
+
+    def step(self, kind: type[Step], number: int) -> Step:
+        async def keep(changed: FineTune) -> None:
+            # Money moves in the same step as the record of it, so a crash neither loses nor doubles it.
+            before, self.tunes[number] = self.tunes[number], changed
+            spent = (changed.cost_nano or 0) - (before.cost_nano or 0)
+            reserved = changed.reserved_nano - before.reserved_nano
+            money = {"spent_nano": spent, "reserved_nano": reserved}
+            await self._save({"fine_tunes": self.tunes}, add=money, events=list(self.events))
+            self.events.clear()
+            if changed.step != before.step:
+                await _wait_for(self._job, number, changed, self._tools)
+
+        return kind(self._job, number, self._tools, keep, self.events)
 
 
 async def train(job: Job, tools: Tools, save: Save) -> Outcome:
     """One step for every student that has not ended; done when all have."""
     hinted = await tools.store.followed.take_hint(job.id)
-    tunes = list(job.fine_tunes)
-    events: list[Event] = []
+    students = _Students(job, tools, save)
     waits: list[float] = []
-    for number, tune in enumerate(tunes):
-
-        async def keep(changed: FineTune, number: int = number) -> None:
-            # Money moves in the same step as the record of it, so a crash neither loses nor doubles it.
-            before, tunes[number] = tunes[number], changed
-            spent = (changed.cost_nano or 0) - (before.cost_nano or 0)
-            reserved = changed.reserved_nano - before.reserved_nano
-            await save({"fine_tunes": tunes}, add={"spent_nano": spent, "reserved_nano": reserved}, events=list(events))
-            events.clear()
-
+    for number, tune in enumerate(job.fine_tunes):
         if tune.step == "ended":
             continue
         try:
             if tune.step == "submitted":
-                wait = await Following(job, number, tools, keep, events).look(tune, hinted=hinted)
+                resumed = await students.step(Holding, number).resume(tune)
+                wait = await students.step(Following, number).look(resumed, hinted=hinted)
             else:
-                wait = await Submission(job, number, tools, keep, events).advance(tune)
+                wait = await students.step(Submission, number).advance(tune)
         except BudgetReached:
             return _budget_reached(job)
-        if tunes[number].step != tune.step:
-            await _wait_for(job, number, tunes[number], tools)
         if wait is not None:
             waits.append(wait)
+    tunes, events = students.tunes, students.events
     if waits:
         return Wait(min(waits), events=events)
     if any(tune.status == "succeeded" for tune in tunes):
         return Done(events=events)
     return Fail(next(tune.error for tune in tunes if tune.error is not None), events=events)
+
+
+async def train_while_paused(job: Job, tools: Tools, save: Save) -> Wait | None:
+    """One look at what is at the provider while the job waits for its owner; None when nothing is.
+
+    The owner's pause reaches the provider; a pause for money does not: what trains will be paid either way.  Nothing
+    new is submitted, ends are noticed, and trouble with the provider does not fail a job that waits."""
+    hinted = await tools.store.followed.take_hint(job.id)
+    students = _Students(job, tools, save)
+    waits: list[float] = []
+    for number in range(len(job.fine_tunes)):
+        try:
+            wait = await _look_while_paused(job, number, students, tools, hinted=hinted)
+        except ProviderError as error:
+            _log.warning("provider_failed_while_paused", code=error.code, provider_code=error.provider_code)
+            wait = max(tools.settings.poll_max_seconds, error.retry_after_seconds or 0.0)
+        if wait is not None:
+            waits.append(wait)
+    if not waits and not students.events:
+        return None
+    return Wait(min(waits, default=_NOTHING_SECONDS), events=students.events)
+
+
+async def _look_while_paused(job: Job, number: int, students: _Students, tools: Tools, *, hinted: bool) -> float | None:
+    tune = students.tunes[number]
+    if tune.step == "intent":
+        tune = await students.step(Holding, number).adopt(tune)
+        if tune.step == "intent":
+            return None if given_up(tune, tools) else LOOK_FOR_LOST_SECONDS
+    if tune.step != "submitted":
+        return None
+    if job.paused_reason is PausedReason.REQUESTED:
+        tune = await students.step(Holding, number).pause(tune)
+    return await students.step(Following, number).look(tune, hinted=hinted, slowly=True)
 
 
 async def _wait_for(job: Job, number: int, tune: FineTune, tools: Tools) -> None:
