@@ -8,23 +8,21 @@ import base64
 import hashlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import msgspec
 
 from api.schemas.jobs import CompletionOut, JobError, UsageOut
-from shared.curation import Curator, assistant_message
-from shared.dataset import example_line, raw_line
-from shared.errors import BadRequest, JobNotFinished, NotFound, ProviderError
+from shared.curation import Curator, Sample, SplitName, assistant_message
+from shared.errors import BadRequest, Fault, JobNotFinished, NotFound, ProviderError, ValidationFailed
+from shared.exports import Format, formats_of, lines_of, split_of_all
 from shared.ids import locate_completion
+from shared.judge import score_in
 from shared.lifecycle import TERMINAL
 from shared.models import Decision, Job, JsonObject, Prompt, StoredCompletion, usd
-from shared.plan import PassPlan, plans
+from shared.plan import PassPlan, plans, teacher_plans
 from shared.store import Store
-from shared.store.jobs import TEACHER
 
-SplitName = Literal["train", "validation", "holdout"]
-Format = Literal["openai_chat", "raw"]
 _BLOCK_BYTES: Final = 64_000
 
 
@@ -90,10 +88,11 @@ async def _of_pass(store: Store, job: Job, plan: PassPlan, first: int) -> AsyncI
         if not settled:
             continue
         prompts = await content.prompt_chunk(job.id, plan.prompt_set, chunk)
-        decisions = await content.decision_chunk(job.id, chunk) if plan.name == TEACHER else []
+        decisions = await content.decision_chunk(job.id, chunk, sample=plan.sample) if plan.role == "teacher" else []
         for index, kept in settled.items():
             offset = index - chunk * job.chunk_size
-            if index >= first and offset < len(prompts):
+            # A prompt that brought its answer is asked for no further samples; what stands there is that answer again.
+            if index >= first and offset < len(prompts) and not (plan.sample and prompts[offset].completion):
                 decision = decisions[offset] if offset < len(decisions) else None
                 yield _shown(job, plan, prompts[offset], kept, decision)
 
@@ -119,6 +118,8 @@ def _shown(
         messages=prompt.messages,
         output=message,
         finish_reason=finish_reason,
+        sample=plan.sample if plan.role == "teacher" else None,
+        score=decision.score if decision else (score_in(kept) if plan.role == "judge" else None),
         usage=None
         if usage is None
         else UsageOut(
@@ -180,41 +181,40 @@ class DatasetHead:
 
 
 def dataset_head(job: Job, split: SplitName, format: Format) -> DatasetHead:
-    """Raises JobNotFinished before curating, unless the job has ended: what was paid for can always be exported."""
+    """Raises JobNotFinished before curating, unless the job has ended: what was paid for can always be exported.
+    Raises ValidationFailed for a format that the dataset does not have."""
+    if format not in formats_of(job.spec):
+        detail = "is openai_chat or raw for this job; pairs need teacher.samples of at least 2"
+        raise ValidationFailed(f"format {detail}.", param="format", faults=[Fault("/format", "invalid_value", detail)])
     manifest = job.manifest
     if manifest is None and job.status not in TERMINAL:
         raise JobNotFinished("The dataset exists once the job's curating stage is done.")
     identity = manifest.sha256 + manifest.holdout_sha256 if manifest is not None else f"{job.id}/{job.version}"
+    file = manifest.file(split, format) if manifest is not None else None
+    if file is not None and file.sha256 is not None and format != "openai_chat":
+        identity = file.sha256
     etag = hashlib.sha256(f"{identity}/{split}/{format}".encode()).hexdigest()[:32]
-    known = manifest if format == "openai_chat" else None
-    digests = {"train": known.sha256, "holdout": known.holdout_sha256} if known is not None else {}
     return DatasetHead(
-        filename=f"{job.id}-{split}.{'raw.' if format == 'raw' else ''}jsonl",
+        filename=f"{job.id}-{split}.{'' if format == 'openai_chat' else format.removeprefix('openai_') + '.'}jsonl",
         etag=f'"{etag}"',
-        lines=getattr(known, split) if known is not None else None,
-        sha256=digests.get(split),
+        lines=None if file is None else file.lines,
+        sha256=None if file is None else file.sha256,
     )
 
 
 async def dataset_lines(store: Store, job: Job, split: SplitName, format: Format) -> AsyncIterator[bytes]:
-    """JSONL in blocks.  A job that ended before curating is curated on the way."""
+    """JSONL in blocks.  A job that ended before curating is curated on the way, without a judge's ratings."""
     curator = Curator(job.spec.curation, job.spec.split)
     block = bytearray()
-    async for _, prompt, kept, stored in store.content.curated(job.id, TEACHER):
-        message, finish_reason, _ = _answer(kept) if kept is not None else (None, None, None)
-        if stored is not None:
-            decision = stored
-        elif kept is not None:
-            failed = kept.status == "failed"
-            decision = curator.decide(prompt, message, finish_reason, kept.reason, failed=failed)
-        else:
+    async for prompt, answers, stored in store.content.curated(job.id, [plan.name for plan in teacher_plans(job)]):
+        samples = [None if kept is None else Sample(*_answer(kept)[:2], kept.reason) for kept in answers]
+        if all(sample is None for sample in samples) and all(decision is None for decision in stored):
             continue  # never answered
-        if decision.split != split:
-            continue
-        if format == "raw":
-            block += raw_line(prompt, message, decision)
-        elif decision.status == "accepted" and message is not None:
-            block += example_line(job.spec, prompt, message)
+        decided = any(decision is not None for decision in stored)
+        decisions = stored if decided else curator.decide_all(prompt, samples)
+        if split_of_all(decisions) == split:
+            messages = [None if sample is None else sample.message for sample in samples]
+            block += lines_of(job.spec, format, prompt, messages, decisions)
         if len(block) >= _BLOCK_BYTES:
             yield bytes(block)
             block.clear()

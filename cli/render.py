@@ -49,16 +49,20 @@ def where_it_stands(job: Json) -> str:
         parts.append(str(job["stage"]))
     if job.get("paused_reason"):
         parts.append(f"paused: {job['paused_reason']}")
-    parts.append(f"{progress.get('completions_settled', 0)}/{progress.get('prompts_total', 0)} completions")
+    parts.append(f"{progress.get('completions_settled', 0)}/{_wanted(progress)} completions")
     parts.extend(_step(student) for student in job.get("students") or () if student.get("status"))
     parts.append(f"{usd((job.get('cost') or {}).get('spent_usd'))} spent")
     return ", ".join(parts)
 
 
+def _wanted(progress: Json) -> int:
+    return int(progress.get("completions_total") or progress.get("prompts_total") or 0)
+
+
 def progress_view(job: Json, elapsed_seconds: Mapping[str, float]) -> RenderableType:
     """The live picture of a running job.  elapsed_seconds: by stage, of those that have begun."""
     progress, cost = job.get("progress") or {}, job.get("cost") or {}
-    settled, total = int(progress.get("completions_settled") or 0), int(progress.get("prompts_total") or 0)
+    settled, total = int(progress.get("completions_settled") or 0), _wanted(progress)
     stage = job.get("stage")
     table = Table.grid(padding=(0, 2))
     for name in STAGES:

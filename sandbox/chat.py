@@ -97,6 +97,8 @@ def complete(world: World, body: Json, model: Model, mind: Mind | None, *, reque
 
 def _draft(world: World, body: Json, model: Model, mind: Mind | None, sample: int) -> Answer:
     seed = f"{world.options.seed}/{sample}"
+    if (given := body.get("seed")) is not None:
+        seed += f"/{given}"
     if body.get("tools") and (call := _tool_call(body, seed)) is not None:
         return Answer(tool_calls=[call])
     if mind is not None and (said := mind.answer(body["messages"])) is not None:

@@ -12,7 +12,7 @@ import msgspec
 from sandbox.schema import filled
 from sandbox.speech import Answer, draw, last_user_text, system_text
 from sandbox.store import Json
-from sandbox.triage import triage
+from sandbox.triage import PRIORITIES, triage
 
 _REFUSED = re.compile(
     r"\[sandbox:refuse\]|hack into|(bypass|get around|get past) (the |his |her |their )?(two-factor|2fa|password|lock)"
@@ -41,9 +41,9 @@ def answer(body: Json, *, seed: str) -> Answer:
         return trouble
     wanted = (body.get("response_format") or {}).get("type", "text")
     if judging:
-        known: Json = {"score": similarity_of_answers(asked)}
+        known: Json = {"score": _judged(asked, seed)}
     elif _TRIAGE.search(system):
-        known = dict(triage(asked))
+        known = _slipped(triage(asked), asked, seed) if body.get("seed") is not None else dict(triage(asked))
     elif wanted == "text":
         return Answer(_plain_answer(asked, seed))
     else:
@@ -78,6 +78,24 @@ def _fitted(known: Json, schema: Any, seed: str) -> Json:
         if name in known and known[name] in (properties[name].get("enum") or [known[name]])
     }
     return {**value, **allowed}
+
+
+def _slipped(right: dict[str, str], asked: str, seed: str) -> Json:
+    """With a seed of their own, samples of one question differ: one in three gets the priority wrong."""
+    if draw(3, seed, asked, "slip"):
+        return dict(right)
+    wrong = [priority for priority in PRIORITIES if priority != right["priority"]]
+    return {**right, "priority": wrong[draw(len(wrong), seed, asked, "priority")]}
+
+
+def _judged(asked: str, seed: str) -> float:
+    """A single answer to a conversation is held against the reference, or what the judge itself would have said."""
+    parts = _object(asked)
+    conversation, alone = parts.get("conversation"), parts.get("answer")
+    if isinstance(conversation, list) and isinstance(alone, str) and not isinstance(parts.get("reference"), str):
+        known = [message for message in conversation if isinstance(message, dict) and "role" in message]
+        return _likeness(alone, answer({"messages": known}, seed=seed).text)
+    return similarity_of_answers(asked)
 
 
 def similarity_of_answers(asked: str) -> float:

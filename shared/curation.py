@@ -18,14 +18,25 @@ import msgspec
 
 from shared.dataset import content_of, text_of
 from shared.errors import Fault, JobFailed, ProviderUnavailable, ValidationFailed
-from shared.models import Curation, Decision, JsonObject, Prompt, Split
+from shared.graders import parse_grader
+from shared.models import Curation, Decision, JsonObject, Prompt, Split, StoredCompletion
 from shared.schema_bounds import is_tame
+from shared.selection import choose
 
 SplitName: TypeAlias = Literal["train", "validation", "holdout"]
 
 #: Why a completion is rejected.
 Reason: TypeAlias = Literal[
-    "refused", "truncated", "filtered", "empty", "invalid_schema", "duplicate", "leaked_into_holdout"
+    "refused",
+    "truncated",
+    "filtered",
+    "empty",
+    "invalid_schema",
+    "ungradable",
+    "below_threshold",
+    "not_best",
+    "duplicate",
+    "leaked_into_holdout",
 ]
 OPENING_MARKS: Final = "¿¡"
 CLOSING_MARKS: Final = ".,;:!?…。、，；：！？"
@@ -218,9 +229,27 @@ def _schema_for(prompt: Prompt, spec: Curation) -> Any:
 # --- the answer among the others -------------------------------------------------------------------------------------
 
 
+class Sample(msgspec.Struct, frozen=True):
+    """One of the teacher's answers to a prompt.  message: None when the call failed.  arrival_reason: what was found
+    against it on arrival."""
+
+    message: JsonObject | None
+    finish_reason: str | None = None
+    arrival_reason: str | None = None
+
+    @classmethod
+    def of(cls, kept: StoredCompletion | None) -> Sample:
+        """Raises `ProviderUnavailable` when what is kept is no completion."""
+        if kept is None or kept.status == "failed":
+            return cls(None)
+        return cls(*assistant_message(kept.raw), kept.reason)
+
+
 class Curator:
-    """Decides of one teacher completion at a time, in index order.  Remembers fingerprints and no text: about 250
+    """Decides of one prompt's completions at a time, in index order.  Remembers fingerprints and no text: about 250
     bytes per kept prompt, however long.
+
+    ungradable, below_threshold, not_best: see shared/selection.py; one sample at most is left, and judged on:
 
     duplicate: a prompt of the same form was kept before; the first usable one stays.  Nothing fuzzier is measured.
     leaked_into_holdout: the same question, asked under another system message or with other tools, was kept on the
@@ -231,6 +260,7 @@ class Curator:
     def __init__(self, spec: Curation, split: Split) -> None:
         self._spec = spec
         self._split = split
+        self._grader = None if spec.grader is None else parse_grader(spec.grader, "/curation/grader")
         self._schemas = _Schemas()
         self._kept: set[int] = set()  # prompts
         self._leaked: set[int] = set()  # prompts
@@ -245,20 +275,57 @@ class Curator:
         arrival_reason: str | None = None,
         failed: bool = False,
     ) -> Decision:
-        """message: the teacher's, None when there is none.  arrival_reason: what was found against it on arrival.
+        """Of a prompt's only answer.  message: the teacher's, None when there is none."""
+        answer = Sample(None) if failed else Sample(message, finish_reason, arrival_reason)
+        (decision,) = self.decide_all(prompt, [answer])
+        assert decision is not None
+        return decision
+
+    def decide_all(
+        self, prompt: Prompt, samples: Sequence[Sample | None], rated: Mapping[int, float] | None = None
+    ) -> list[Decision | None]:
+        """One decision per sample; None for one that was never asked for.  rated: a judge's scores by sample.
 
         A rejected or failed completion keeps the split it would have had."""
         form = _prompt_form(prompt.messages, prompt.tools)
         side = _split_at(form, self._split)
-        if failed or message is None:
-            return Decision(status="failed", split=side)
-        reason = (
-            arrival_reason
-            or reason_against(message, finish_reason, max_output_chars=self._spec.max_output_chars)
-            or self._reason_in_schema(prompt, message)
-            or self._reason_in_others(prompt, form, holdout=side == "holdout")
+        reasons: dict[int, str | None] = {}
+        usable: dict[int, str] = {}
+        for number, sample in enumerate(samples):
+            if sample is not None and sample.message is not None:
+                reasons[number] = self.reason_alone(prompt, sample)
+                if reasons[number] is None:
+                    usable[number] = text_of(sample.message)
+        choice = choose(
+            usable,
+            grader=self._grader,
+            min_score=self._spec.min_score,
+            reference=prompt.reference,
+            rated=rated or {},
         )
-        return Decision(status="rejected" if reason else "accepted", split=side, reason=reason)
+        reasons |= choice.fates
+        if choice.best is not None:
+            reasons[choice.best] = self._reason_in_others(prompt, form, holdout=side == "holdout")
+        decisions: list[Decision | None] = []
+        for number, sample in enumerate(samples):
+            if sample is None:
+                decisions.append(None)
+            elif sample.message is None:
+                decisions.append(Decision(status="failed", split=side))
+            else:
+                reason, score = reasons[number], choice.scores.get(number)
+                status: Literal["accepted", "rejected"] = "rejected" if reason else "accepted"
+                decisions.append(Decision(status=status, split=side, reason=reason, score=score))
+        return decisions
+
+    def reason_alone(self, prompt: Prompt, sample: Sample) -> str | None:
+        """Why this answer cannot be an example, whatever the others are."""
+        assert sample.message is not None
+        return (
+            sample.arrival_reason
+            or reason_against(sample.message, sample.finish_reason, max_output_chars=self._spec.max_output_chars)
+            or self._reason_in_schema(prompt, sample.message)
+        )
 
     def _reason_in_schema(self, prompt: Prompt, message: JsonObject) -> Reason | None:
         """A message that only calls tools has no content for a schema to judge."""

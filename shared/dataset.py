@@ -51,14 +51,35 @@ def chat_line(prompt: Prompt, message: JsonObject, *, parallel_tool_calls: bool 
 
 def example_line(spec: JobSpec, prompt: Prompt, message: JsonObject) -> bytes:
     """`chat_line` of one accepted completion of a job, with the parameters its teacher was asked with."""
-    parallel = spec.teacher.params.get("parallel_tool_calls", True)
-    return chat_line(prompt, message, parallel_tool_calls=bool(parallel))
+    return chat_line(prompt, message, parallel_tool_calls=_parallel_tool_calls(spec))
 
 
-def raw_line(prompt: Prompt, output: JsonObject | None, decision: Decision) -> bytes:
+def _parallel_tool_calls(spec: JobSpec) -> bool:
+    """As the teacher was asked."""
+    return bool(spec.teacher.params.get("parallel_tool_calls", True))
+
+
+def dpo_line(spec: JobSpec, prompt: Prompt, preferred: JsonObject, other: JsonObject) -> bytes:
+    """One line of OpenAI's format for direct preference optimization, newline included.
+
+    preferred, other: two answers to the prompt, texts both, of which the student is to prefer the first."""
+    asked: JsonObject = {"messages": [*map(_as_context, prompt.messages)]}
+    if prompt.tools:
+        asked |= {"tools": prompt.tools, "parallel_tool_calls": _parallel_tool_calls(spec)}
+    line = {
+        "input": asked,
+        "preferred_output": [_as_lesson(preferred)],
+        "non_preferred_output": [_as_lesson(other)],
+    }
+    return msgspec.json.encode(line) + b"\n"
+
+
+def raw_line(prompt: Prompt, output: JsonObject | None, decision: Decision, *, sample: int | None = None) -> bytes:
     """One completion with what curating decided of it, newline included: every completion has one, kept or not.
 
-    output: the teacher's message as it came, null where the call failed.  Every key is always present."""
+    output: the teacher's message as it came, null where the call failed.  sample: its number; given, it is written with
+    the score, and in jobs that have neither samples nor scores it is not given.  Apart from that, every key is always
+    present."""
     line: JsonObject = {
         "prompt_key": prompt.key,
         "messages": prompt.messages,
@@ -68,6 +89,8 @@ def raw_line(prompt: Prompt, output: JsonObject | None, decision: Decision) -> b
         "status": decision.status,
         "reason": decision.reason,
     }
+    if sample is not None:
+        line |= {"sample": sample, "score": decision.score}
     return msgspec.json.encode(line) + b"\n"
 
 

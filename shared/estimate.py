@@ -79,6 +79,10 @@ def expected_calls(spec: JobSpec, size: Size, end: Assumption) -> Iterator[Calls
         # The base and the distilled student both answer the holdout.
         for model in (student.model, f"ft:{student.model}"):
             yield Calls(f"/students/{number}/model", student.provider, model, holdout, each)
+    rater = spec.curation.grader
+    if rater is not None and rater.get("type") == "score_model":
+        answers = float(size.prompts * spec.teacher.samples)
+        yield _judged("/curation/grader/model", rater, answers, each, end, answers=1)
     rows = len(spec.students) * (2 if end.others else 1) + end.others
     for place, grader in enumerate(spec.evaluation.graders):
         if grader.get("type") == "score_model":  # each pair in both orders

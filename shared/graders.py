@@ -320,6 +320,13 @@ def parse_graders(specs: Sequence[JsonObject]) -> list[Grader]:
     return graders
 
 
+def parse_grader(spec: JsonObject, pointer: str) -> Grader:
+    """One grader, at `pointer` in the request.  Raises `ValidationFailed`."""
+    if faults := tuple(_faults_of(spec, pointer)):
+        raise ValidationFailed(f"{faults[0].pointer} {faults[0].detail}.", param=faults[0].pointer, faults=faults)
+    return _built(spec)
+
+
 def _built(spec: JsonObject) -> Grader:
     given = {name: value for name, value in spec.items() if name != "type" and value is not None}
     if "fields" in given:

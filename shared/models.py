@@ -35,8 +35,8 @@ class Prompt(Record, frozen=True, kw_only=True):
     messages: as Chat Completions takes them, system message included.  completion: an assistant message the caller
     already has; not asked again.  reference: the right answer where it is known; lets graders score the teacher.
     origin: of a prompt that was made from a source prompt (in the holdout, for a judge), that one's index.  place: of a
-    judge's prompt, which score it gives.  finish_reason: of a completion that the provider has stored; one from a
-    caller counts as whole."""
+    judge's prompt, which score it gives.  sample: in the holdout, which of the teacher's answers was kept.
+    finish_reason: of a completion that the provider has stored; one from a caller counts as whole."""
 
     messages: list[JsonObject]
     key: str | None = None
@@ -46,6 +46,7 @@ class Prompt(Record, frozen=True, kw_only=True):
     reference: str | None = None
     origin: int | None = None
     place: int | None = None
+    sample: int = 0
     finish_reason: str | None = None
 
 
@@ -61,6 +62,7 @@ class PromptCounts(Record, frozen=True, kw_only=True):
     """What the rules of a job need to know of prompts that nobody wants to read again.
 
     asked: those without a completion.  bytes: of the parts of their requests that cost tokens, as JSON.
+    unreferenced: those without a reference; 0 for files from before this was counted.
     bare, toolless, formatless: those without instructions, tools, response format of their own.
     longest_chars: of one prompt's messages together, among all and among the bare ones."""
 
@@ -72,6 +74,7 @@ class PromptCounts(Record, frozen=True, kw_only=True):
     formatless: int = 0
     longest_chars: int = 0
     longest_bare_chars: int = 0
+    unreferenced: int = 0
 
 
 class PromptFile(Record, frozen=True, kw_only=True):
@@ -91,12 +94,14 @@ class PromptFile(Record, frozen=True, kw_only=True):
 
 
 class Teacher(Record, frozen=True, kw_only=True):
-    """mode: `live` asks prompt by prompt; `batch` hands them to the provider in files, at half the price."""
+    """mode: `live` asks prompt by prompt; `batch` hands them to the provider in files, at half the price.
+    samples: answers to each prompt, of which curating keeps the best."""
 
     provider: str
     model: str
     params: JsonObject = {}
     mode: Literal["live", "batch"] = "live"
+    samples: int = 1
 
 
 class Student(Record, frozen=True, kw_only=True):
@@ -105,7 +110,7 @@ class Student(Record, frozen=True, kw_only=True):
 
     provider: str
     model: str
-    method: Literal["supervised"] = "supervised"
+    method: Literal["supervised", "dpo"] = "supervised"
     hyperparameters: JsonObject = {}
     suffix: str | None = None
     seed: int | None = None
@@ -113,12 +118,15 @@ class Student(Record, frozen=True, kw_only=True):
 
 
 class Curation(Record, frozen=True, kw_only=True):
-    """min_accepted: fewer kept completions fail the job.  max_output_chars: longer answers are `truncated`."""
+    """min_accepted: fewer kept completions fail the job.  max_output_chars: longer answers are `truncated`.
+    grader: gives each usable answer a score, as in `Evaluation`.  min_score: lower ones are rejected."""
 
     min_accepted: int = 10
     dedupe: bool = True
     response_schema: JsonObject | None = None
     max_output_chars: int | None = None
+    grader: JsonObject | None = None
+    min_score: float | None = None
 
 
 class Split(Record, frozen=True, kw_only=True):
@@ -283,8 +291,21 @@ class Import(Record, frozen=True, kw_only=True):
     complete: bool = False
 
 
+class DatasetFile(Record, frozen=True, kw_only=True):
+    """One split of the dataset in one format, byte for byte.  sha256, bytes: None where they were not kept."""
+
+    split: Literal["train", "validation", "holdout"]
+    format: Literal["openai_chat", "openai_dpo", "raw"]
+    lines: int
+    sha256: str | None = None
+    bytes: int | None = None
+
+
 class Manifest(Record, frozen=True, kw_only=True):
-    """The identity of the curated dataset.  sha256, train_bytes: of the training split's JSONL, byte for byte."""
+    """The identity of the curated dataset.  sha256, train_bytes: of the training split's JSONL in OpenAI's chat format.
+
+    files: all formats; none in manifests from before they were kept.  unpaired: examples without a pair in
+    `openai_dpo`, by reason, where it is one of the formats."""
 
     sha256: str
     holdout_sha256: str
@@ -293,11 +314,36 @@ class Manifest(Record, frozen=True, kw_only=True):
     holdout: int
     rejected: dict[str, int]
     train_bytes: int = 0
+    files: list[DatasetFile] = []
+    unpaired: dict[str, int] = {}
+
+    def file(self, split: str, format: str) -> DatasetFile | None:
+        """None where the dataset does not have this format, or nothing is known of it."""
+        found = next((file for file in self.files if (file.split, file.format) == (split, format)), None)
+        if found is not None or format != "openai_chat":
+            return found
+        match split:
+            case "train":
+                return DatasetFile(
+                    split="train",
+                    format="openai_chat",
+                    lines=self.train,
+                    sha256=self.sha256,
+                    bytes=self.train_bytes or None,
+                )
+            case "validation":
+                return DatasetFile(split="validation", format="openai_chat", lines=self.validation)
+            case "holdout":
+                return DatasetFile(
+                    split="holdout", format="openai_chat", lines=self.holdout, sha256=self.holdout_sha256
+                )
+            case _:
+                return None
 
 
 class Counters(Record, frozen=True, kw_only=True):
-    """settled = accepted + rejected + failed, of the teacher's completions.  possibly_billed: calls whose answer was
-    lost on the way (a crash, a broken connection) and that the provider may have billed all the same."""
+    """settled = accepted + rejected + failed, of the teacher's completions, all samples.  possibly_billed: calls whose
+    answer was lost on the way (a crash, a broken connection) and that the provider may have billed all the same."""
 
     prompts_total: int = 0
     settled: int = 0
@@ -311,7 +357,8 @@ class Counters(Record, frozen=True, kw_only=True):
 
 class Money(Record, frozen=True, kw_only=True):
     """All in nano-dollars.  reserved: upper bounds of calls in flight.  unconfirmed: upper bounds of lost calls.
-    spent + reserved + unconfirmed never exceeds the limit.  generating: the teacher's part of spent.
+    spent + reserved + unconfirmed never exceeds the limit.  generating: the teacher's part of spent; curating: that of
+    the judge who rates its answers.
     told_share: percent of the limit of whose spending the owner has been told.
     needs: what a job that waits for another day's spending needs of it to go on."""
 
@@ -322,6 +369,7 @@ class Money(Record, frozen=True, kw_only=True):
     unconfirmed_nano: int = 0
     limit_nano: int | None = None
     generating_nano: int = 0
+    curating_nano: int = 0
     told_share: int = 0
     needs_nano: int = 0
 
@@ -414,11 +462,12 @@ class StoredCompletion(Record, frozen=True, kw_only=True):
 
 
 class Decision(Record, frozen=True, kw_only=True):
-    """What curating decided of one teacher completion."""
+    """What curating decided of one teacher completion.  score: by which the best sample was chosen, in [0, 1]."""
 
     status: Literal["accepted", "rejected", "failed"]
     split: Literal["train", "validation", "holdout"]
     reason: str | None = None
+    score: float | None = None
 
 
 # --- providers' models -----------------------------------------------------------------------------------------------

@@ -6,27 +6,34 @@ from typing import Final, Literal
 
 import msgspec
 
-from shared.graders import ScoreModel, parse_graders
+from shared.graders import ScoreModel, parse_grader, parse_graders
 from shared.judge import ANSWER_TOKENS
 from shared.lifecycle import Stage
 from shared.models import FineTune, Job, JsonObject, Prompt
-from shared.store.jobs import TEACHER
+from shared.store.jobs import RATING, TEACHER
 
 Role = Literal["teacher", "base", "student", "judge"]
 
 #: Parameters that make sense for a reasoning teacher only; its students would refuse them.
 _TEACHER_ONLY: Final = frozenset({"reasoning_effort", "verbosity", "service_tier", "prompt_cache_key"})
 _METADATA_PAIRS_MAX: Final = 16
-_JUDGES_FROM: Final = 300  # pass numbers below are those of contestants
+_SEED_MAX: Final = 2**63 - 1
+
+# Numbers of passes; below are the teacher's first answers and the contestants.
+_SAMPLES_FROM: Final = 100
+_RATING: Final = 200
+_JUDGES_FROM: Final = 300
 
 
 class PassPlan(msgspec.Struct, frozen=True):
     """One model answering one prompt set.
 
-    number: part of the completion's id; 0 is the teacher, then base and student of each student in turn, from 300 the
-    evaluation's judges.  prompt_set: `source`, `holdout`, or what a judge is asked, under the pass's own name.
-    param: where the request names the model.  student: index into the job's students, for contestants.
-    grader: index into the evaluation's graders, for its judges.  fresh: just trained, so a 404 may pass."""
+    number: part of the completion's id; 0 is the teacher, then base and student of each student in turn, from 101 the
+    teacher's further samples, 200 the judge of curating, from 300 the evaluation's judges.
+    prompt_set: `source`, `holdout`, or what a judge is asked, under the pass's own name.
+    param: where the request names the model.  sample: which of the teacher's answers to a prompt.
+    student: index into the job's students, for contestants.  grader: index into the evaluation's graders, for its
+    judges.  fresh: just trained, so a 404 may pass."""
 
     name: str
     number: int
@@ -36,6 +43,7 @@ class PassPlan(msgspec.Struct, frozen=True):
     params: JsonObject
     prompt_set: str
     param: str
+    sample: int = 0
     student: int | None = None
     grader: int | None = None
     store: bool = False
@@ -48,13 +56,55 @@ def teacher_plan(job: Job) -> PassPlan:
                     store=job.spec.store)  # fmt: skip
 
 
+def teacher_plans(job: Job) -> list[PassPlan]:
+    """One for each sample.  A seed is told apart by the sample's number, or all samples would be the same."""
+    first = teacher_plan(job)
+    plans = [first]
+    for sample in range(1, job.spec.teacher.samples):
+        params = dict(first.params)
+        if isinstance(params.get("seed"), int):
+            params["seed"] = min(params["seed"] + sample, _SEED_MAX)
+        plans.append(
+            msgspec.structs.replace(
+                first, name=f"{TEACHER}-{sample}", number=_SAMPLES_FROM + sample, params=params, sample=sample
+            )
+        )
+    return plans
+
+
+def rating_plan(job: Job) -> PassPlan | None:
+    """The judge that rates the teacher's answers, where curating has one."""
+    spec = job.spec.curation.grader
+    grader = None if spec is None else parse_grader(spec, "/curation/grader")
+    if not isinstance(grader, ScoreModel):
+        return None
+    return PassPlan(
+        name=RATING,
+        number=_RATING,
+        role="judge",
+        provider=grader.provider,
+        model=grader.model,
+        params={"max_completion_tokens": ANSWER_TOKENS},
+        prompt_set=RATING,
+        param="curation.grader.model",
+    )
+
+
 def evaluation_plans(job: Job) -> list[PassPlan]:
     """Base and distilled student of every student that is trained, on the holdout."""
     params = {name: value for name, value in job.spec.teacher.params.items() if name not in _TEACHER_ONLY}
     plans = []
     for i, (student, tune) in enumerate(zip(job.spec.students, job.fine_tunes, strict=False)):
         base = PassPlan(
-            f"base-{i}", 1 + 2 * i, "base", student.provider, student.model, params, "holdout", f"students.{i}.model", i
+            f"base-{i}",
+            1 + 2 * i,
+            "base",
+            student.provider,
+            student.model,
+            params,
+            "holdout",
+            f"students.{i}.model",
+            student=i,
         )
         plans.append(base)
         if (tuned := answering_model(tune)) is not None:
@@ -92,7 +142,8 @@ def answering_model(tune: FineTune) -> str | None:
 
 def plans(job: Job) -> list[PassPlan]:
     """In the order in which their completions are listed."""
-    return [teacher_plan(job), *evaluation_plans(job), *judge_plans(job)]
+    rating = rating_plan(job)
+    return [*teacher_plans(job), *evaluation_plans(job), *([rating] if rating else []), *judge_plans(job)]
 
 
 def phases(job: Job) -> list[list[PassPlan]]:
@@ -100,7 +151,11 @@ def phases(job: Job) -> list[list[PassPlan]]:
     before it is complete."""
     match job.stage:
         case Stage.GENERATING:
-            return [[teacher_plan(job)]]
+            first, *others = teacher_plans(job)
+            return [[first], others]
+        case Stage.CURATING:
+            rating = rating_plan(job)
+            return [[rating]] if rating else []
         case Stage.EVALUATING:
             return [evaluation_plans(job), judge_plans(job)]
         case _:
@@ -112,8 +167,11 @@ def pass_sizes(job: Job) -> dict[str, int]:
     held = job.manifest.holdout if job.manifest is not None else 0
     contestants = [f"{role}-{i}" for role in ("base", "student") for i in range(len(job.spec.students))]
     compared = 2 * held * (1 + len(contestants))
+    source, samples = job.counters.prompts_total, job.spec.teacher.samples
+    rating = rating_plan(job)
     return {
-        TEACHER: job.counters.prompts_total,
+        **dict.fromkeys((plan.name for plan in teacher_plans(job)), source),
+        **({rating.name: source * samples} if rating else {}),
         **dict.fromkeys(contestants, held),
         **{plan.name: compared for plan in judge_plans(job)},
     }
@@ -139,4 +197,4 @@ def our_metadata(job: Job, plan: PassPlan, index: int) -> dict[str, str] | None:
     """By what one stored completion is found again; None where nothing of ours is stored with it."""
     if not plan.store or len(job.spec.metadata) > _METADATA_PAIRS_MAX - 2:
         return None
-    return {"distillation_job": job.id, "prompt": str(index)}
+    return {"distillation_job": job.id, "prompt": f"{index}.{plan.sample}" if plan.sample else str(index)}

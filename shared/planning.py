@@ -59,7 +59,7 @@ class Planner:
         earlier: the job whose prompts these are, as it asked them."""
         defaults = defaults_of(spec)
         complete = [with_defaults(prompt, defaults) for prompt in prompts]
-        unanswered = sum(prompt.completion is None for prompt in complete)
+        unanswered = spec.teacher.samples * sum(prompt.completion is None for prompt in complete)
         if earlier is not None and complete == list(prompts):
             unanswered = min(unanswered, _unpaid(spec, earlier, len(complete)))
         asked = Asked(
@@ -67,6 +67,7 @@ class Planner:
             unanswered=unanswered,
             bytes=sum(map(prompt_size, complete)),
             tools=any(prompt.tools for prompt in complete),
+            unreferenced=sum(prompt.reference is None for prompt in complete),
             faults=[*self._rules.prompt_faults(spec, complete)],
         )
         spec, estimate, warnings = self._planned(spec, asked)
@@ -144,7 +145,7 @@ class Planner:
     async def _plan_from(
         self, file: PromptFile, spec: JobSpec, defaults: PromptDefaults, earlier: Job | None = None
     ) -> Plan:
-        counts, unanswered = file.counts, file.counts.asked
+        counts, unanswered = file.counts, file.counts.asked * spec.teacher.samples
         if earlier is not None and defaults == earlier.prompt_defaults:
             unanswered = min(unanswered, _unpaid(spec, earlier, counts.prompts))
         asked = Asked(
@@ -152,6 +153,7 @@ class Planner:
             unanswered=unanswered,
             bytes=bytes_with(counts, defaults),
             tools=bool(defaults.tools) or counts.toolless < counts.prompts,
+            unreferenced=counts.unreferenced,
             faults=[
                 *self._rules.length_faults(spec, counts, defaults),
                 *await self._filesplit_faults(file, spec, defaults),
@@ -240,11 +242,12 @@ def _kept_params(spec: JobSpec) -> JsonObject:
 
 
 def _unpaid(spec: JobSpec, earlier: Job, total: int) -> int:
-    """How many of the same prompts have no answer yet by which the ledger could spare a call."""
+    """How many answers to the same prompts have yet to be bought, because the ledger cannot spare the call."""
     old, new = earlier.spec.teacher, spec.teacher
     if (old.provider, old.model, old.params) != (new.provider, new.model, _kept_params(spec)):
-        return total
-    return total - earlier.counters.accepted - earlier.counters.rejected
+        return total * new.samples
+    answered = earlier.counters.accepted + earlier.counters.rejected
+    return total * new.samples - answered * min(old.samples, new.samples) // old.samples
 
 
 def checked_job(job_id: str) -> JobId:

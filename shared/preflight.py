@@ -45,10 +45,11 @@ def named_models(spec: JobSpec) -> Iterator[Named]:
         yield Named("/teacher/model", spec.teacher.provider, spec.teacher.model)
     for i, student in enumerate(spec.students):
         yield Named(f"/students/{i}/model", student.provider, student.model)
-    for i, grader in enumerate(spec.evaluation.graders):
+    graders = [(f"/evaluation/graders/{i}", grader) for i, grader in enumerate(spec.evaluation.graders)]
+    for pointer, grader in [("/curation/grader", spec.curation.grader or {}), *graders]:
         provider, model = grader.get("provider"), grader.get("model")
         if isinstance(provider, str) and isinstance(model, str):
-            yield Named(f"/evaluation/graders/{i}/model", provider, model)
+            yield Named(f"{pointer}/model", provider, model)
 
 
 def require_allowed(spec: JobSpec, allowed: Collection[str] | None) -> None:

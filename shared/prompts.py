@@ -391,6 +391,7 @@ class PromptReader:
         tally["asked"] += found.asked
         tally["toolless"] += found.toolless
         tally["formatless"] += found.formatless
+        tally["unreferenced"] += found.unreferenced
         tally["bytes"] += found.size
         tally["longest_chars"] = max(tally["longest_chars"], found.chars)
         if found.bare:
@@ -432,6 +433,7 @@ class _Line(msgspec.Struct):
     asked: bool = True
     toolless: bool = True
     formatless: bool = True
+    unreferenced: bool = True
 
 
 def _plain(value: Any) -> _Line | None:
@@ -480,6 +482,7 @@ def _checked(value: Any, line: bytes) -> _Line | list[Fault]:
         asked=prompt.completion is None,
         toolless=not prompt.tools,
         formatless=not prompt.response_format,
+        unreferenced=prompt.reference is None,
     )
 
 

@@ -14,7 +14,7 @@ from typing import Final
 from shared.capabilities import hyperparameter_faults, params_faults
 from shared.curation import check_response_schema, split_of
 from shared.errors import Fault, ValidationFailed
-from shared.graders import ScoreModel, parse_graders
+from shared.graders import ScoreModel, parse_grader, parse_graders
 from shared.models import NANO, Budget, JobSpec, Money, Prompt, PromptCounts, PromptDefaults, Split, Teacher, usd
 from shared.pricing import Estimate, Prices
 from shared.prompts import chars_of
@@ -53,13 +53,14 @@ class Limits:
 class Asked:
     """What the rules need to know of the prompts as they will be asked, however many there are.
 
-    unanswered: those without a completion.  bytes: of the parts of their requests that cost tokens.  faults: what is
-    wrong with the prompts themselves."""
+    unanswered: answers that the teacher still has to give.  bytes: of the parts of their requests that cost tokens.
+    unreferenced: those without a reference.  faults: what is wrong with the prompts themselves."""
 
     total: int
     unanswered: int
     bytes: int
     tools: bool
+    unreferenced: int = 0
     faults: Sequence[Fault] = ()
 
 
@@ -75,6 +76,8 @@ class Rules:
         yield from self._provider_faults(spec)
         yield from self._batch_faults(spec.teacher)
         yield from self._hyperparameter_faults(spec)
+        yield from _sample_faults(spec)
+        yield from _score_faults(spec, asked)
         yield from params_faults(
             spec.teacher.model,
             spec.teacher.params,
@@ -110,6 +113,9 @@ class Rules:
             judge = grader.get("provider")  # not parsed yet, so anything
             if isinstance(judge, str):
                 named.append((f"/evaluation/graders/{place}/provider", judge, False))
+        rater = (spec.curation.grader or {}).get("provider")
+        if isinstance(rater, str):
+            named.append(("/curation/grader/provider", rater, False))
         for pointer, name, trains in named:
             provider = self._providers.get(name)
             if provider is None:
@@ -194,6 +200,10 @@ class Rules:
         yield "/teacher/model", self.price_list(spec.teacher.provider), spec.teacher.model
         for i, student in enumerate(spec.students):
             yield f"/students/{i}/model", self.price_list(student.provider), student.model
+        if spec.curation.grader is not None:
+            rater = parse_grader(spec.curation.grader, "/curation/grader")
+            if isinstance(rater, ScoreModel):
+                yield "/curation/grader/model", self.price_list(rater.provider), rater.model
         for place, grader in enumerate(parse_graders(spec.evaluation.graders)):
             if isinstance(grader, ScoreModel):
                 yield f"/evaluation/graders/{place}/model", self.price_list(grader.provider), grader.model
@@ -201,6 +211,33 @@ class Rules:
     def price_list(self, provider: str) -> str | None:
         found = self._providers.get(provider)
         return None if found is None else found.prices
+
+
+def _sample_faults(spec: JobSpec) -> Iterator[Fault]:
+    if spec.teacher.samples == 1:
+        return
+    if spec.teacher.mode == "batch":
+        yield Fault("/teacher/samples", "unsupported_param", "must be 1 where teacher.mode is batch")
+    if spec.source == "stored_completions":
+        yield Fault("/teacher/samples", "unsupported_param", "must be 1 for stored completions; nothing is generated")
+
+
+def _score_faults(spec: JobSpec, asked: Asked) -> Iterator[Fault]:
+    curation = spec.curation
+    if curation.grader is None:
+        if curation.min_score is not None:
+            yield Fault("/curation/min_score", "invalid_value", "needs curation.grader, which gives the score")
+        return
+    grader = curation.grader
+    found = _raised(lambda: parse_grader(grader, "/curation/grader"))
+    yield from found
+    if not found and curation.min_score is not None and grader["type"] != "score_model" and asked.unreferenced:
+        yield Fault(
+            "/curation/min_score",
+            "reference_missing",
+            f"needs a reference in every prompt, and {asked.unreferenced:,} of {asked.total:,} have none; a grader of"
+            " type score_model needs none",
+        )
 
 
 def invalid(faults: Sequence[Fault]) -> ValidationFailed:

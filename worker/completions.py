@@ -74,7 +74,9 @@ class Scribe:
         self._batched = plan.role == "teacher" and job.spec.teacher.mode == "batch"
         self._output_cap = plan.params.get("max_completion_tokens") or plan.params.get("max_tokens")
         self._reasons: dict[str, int] = {}
-        self._ledger_context = msgspec.json.encode((job.tenant, plan.params), order="sorted")
+        # Samples are bought again on purpose; the first is what a job without samples would buy.
+        context = (job.tenant, plan.params, plan.sample) if plan.sample else (job.tenant, plan.params)
+        self._ledger_context = msgspec.json.encode(context, order="sorted")
 
     def body(self, prompt: Prompt, index: int) -> JsonObject:
         return request_body(self._job, self._plan, prompt, index)

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Final, Literal
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
 
-from api.content import Filters, Format, SplitName, completion, completions, dataset_head, dataset_lines, matches
+from api.content import Filters, completion, completions, dataset_head, dataset_lines, matches
 from api.deps import (
     METADATA_DOCS,
     Caller,
@@ -28,8 +28,9 @@ from api.schemas.job_requests import JobCreate, Resume
 from api.schemas.jobs import CompletionOut, DeletedJobOut, EstimateOut, EventOut, JobOut
 from api.streaming import Stream, open_event_stream, wants_events
 from api.waiting import WaitSeconds, hold
-from shared.curation import Reason
+from shared.curation import Reason, SplitName
 from shared.errors import BadRequest, JobNotFinished, NotFound
+from shared.exports import Format
 from shared.ids import event_id, locate_event
 from shared.lifecycle import TERMINAL, JobStatus
 from shared.models import Job, JobSpec
@@ -376,7 +377,8 @@ async def get_dataset(
     format: Annotated[Format, Query()] = "openai_chat",
     if_none_match: IfNoneMatch = None,
 ) -> Response:
-    """The curated examples as JSONL: ready to train on (`openai_chat`), or every completion with its fate (`raw`)."""
+    """The curated examples as JSONL: ready to train on (`openai_chat`, and `openai_dpo` where `teacher.samples` gave a
+    choice), or every completion with its fate (`raw`)."""
     job = await services.jobs.get(caller.tenant, job_id)
     head = dataset_head(job, split, format)
     if matches(if_none_match, head.etag):

@@ -72,6 +72,7 @@ class TeacherIn(Request):
     mode: Literal["live", "batch"] = Field(
         "live", description="batch: half the price, each answer up to a day later; where the provider serves batches"
     )
+    samples: int = Field(1, ge=1, le=8, description="answers to each prompt, of which curating keeps the best")
 
 
 class HyperparametersIn(Request):
@@ -174,6 +175,14 @@ class CurationIn(Request):
     dedupe: bool = True
     response_schema: dict[str, Any] | None = None
     max_output_chars: int | None = Field(None, ge=1)
+    grader: dict[str, Any] | None = Field(
+        None,
+        description="one grader as in evaluation.graders: its score chooses the best sample; text graders compare with"
+        " the prompt's reference, a model as judge rates each answer on its own",
+    )
+    min_score: float | None = Field(
+        None, ge=0, le=1, description="answers with a lower score of the grader are left out"
+    )
 
 
 class SplitIn(Request):

@@ -14,7 +14,10 @@ from shared.store.purging import Receipt
 
 
 class Progress(Response):
+    """completions_total: of the teacher, one per prompt and sample; so are all numbers that follow it."""
+
     prompts_total: int
+    completions_total: int
     completions_settled: int
     accepted: int
     rejected: int
@@ -29,9 +32,10 @@ class UsdRange(Response):
 
 
 class StageCosts(Response):
-    """What of `spent_usd` each stage took; curating costs nothing."""
+    """What of `spent_usd` each stage took; curating costs nothing unless a judge rates the answers."""
 
     generating_usd: str
+    curating_usd: str
     training_usd: str
     evaluating_usd: str
 
@@ -96,6 +100,7 @@ class TeacherOut(Response):
     model: str
     params: dict[str, Any]
     mode: str
+    samples: int
 
 
 class Steps(Response):
@@ -126,6 +131,8 @@ class CurationOut(Response):
     dedupe: bool
     response_schema: dict[str, Any] | None
     max_output_chars: int | None
+    grader: dict[str, Any] | None
+    min_score: float | None
 
 
 class SplitOut(Response):
@@ -190,6 +197,7 @@ def _spec_fields(spec: domain.JobSpec, prompts_total: int) -> dict[str, Any]:
             model=spec.teacher.model,
             params=spec.teacher.params,
             mode=spec.teacher.mode,
+            samples=spec.teacher.samples,
         ),
         "system_prompt": spec.system_prompt,
         "source": SourceOut(
@@ -208,6 +216,8 @@ def _spec_fields(spec: domain.JobSpec, prompts_total: int) -> dict[str, Any]:
             dedupe=spec.curation.dedupe,
             response_schema=spec.curation.response_schema,
             max_output_chars=spec.curation.max_output_chars,
+            grader=spec.curation.grader,
+            min_score=spec.curation.min_score,
         ),
         "split": SplitOut(validation=spec.split.validation, holdout=spec.split.holdout, seed=spec.split.seed),
         "evaluation": EvaluationOut(graders=spec.evaluation.graders, min_score=spec.evaluation.min_score),
@@ -277,6 +287,7 @@ class JobOut(SpecOut):
             ],
             progress=Progress(
                 prompts_total=counters.prompts_total,
+                completions_total=counters.prompts_total * job.spec.teacher.samples,
                 completions_settled=counters.settled,
                 accepted=counters.accepted,
                 rejected=counters.rejected,
@@ -323,7 +334,8 @@ def _cost(job: domain.Job) -> Cost:
         by_stage=StageCosts(
             generating_usd=usd(money.generating_nano),
             training_usd=usd(training),
-            evaluating_usd=usd(money.spent_nano - money.generating_nano - training),
+            curating_usd=usd(money.curating_nano),
+            evaluating_usd=usd(money.spent_nano - money.generating_nano - money.curating_nano - training),
         ),
         unpriced_calls=job.counters.unpriced_calls,
     )
@@ -421,7 +433,8 @@ class UsageOut(Response):
 
 
 class CompletionOut(Response):
-    """output: the model's message as it came; null when there was none."""
+    """output: the model's message as it came; null when there was none.  sample: which of the teacher's answers to the
+    prompt, null for other roles.  score: what curating gave it, or a judge's reply gives; null when there is none."""
 
     id: str
     object: Literal["distillation.completion"]
@@ -436,6 +449,8 @@ class CompletionOut(Response):
     messages: list[dict[str, Any]]
     output: dict[str, Any] | None
     finish_reason: str | None
+    sample: int | None
+    score: float | None
     usage: UsageOut | None
     cost_usd: str | None
     latency_seconds: float | None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 import redis.asyncio as redis
@@ -20,7 +20,7 @@ _compress: Final = zstandard.ZstdCompressor(level=3)
 _decompress: Final = zstandard.ZstdDecompressor()
 _prompts: Final = msgspec.json.Decoder(Prompt)
 _completions: Final = msgspec.json.Decoder(StoredCompletion)
-_decisions: Final = msgspec.json.Decoder(list[Decision])
+_decisions: Final = msgspec.json.Decoder(list[Decision | None])
 _defaults: Final = msgspec.json.Decoder(PromptDefaults)
 _encode: Final = msgspec.json.Encoder()
 _PLACES_MAX: Final = 256  # jobs of which this process remembers where their prompts lie
@@ -50,6 +50,15 @@ def unpack_completion(blob: bytes) -> StoredCompletion:
 
 def chunked(prompts: Sequence[Prompt], size: int) -> Iterable[bytes]:
     return (pack_prompts(prompts[start : start + size]) for start in range(0, len(prompts), size))
+
+
+class Curated(NamedTuple):
+    """A source prompt with the teacher's answers and what curating decided of them, by sample; None where there is
+    none."""
+
+    prompt: Prompt
+    answers: list[StoredCompletion | None]
+    decisions: list[Decision | None]
 
 
 @dataclass(frozen=True)
@@ -109,24 +118,34 @@ class ContentStore:
         blob: bytes | None = await ask(self._redis.hget(keys.completions(job_id, pass_name, chunk), str(index)))
         return unpack_completion(blob) if blob else None
 
-    async def put_decisions(self, job_id: JobId, chunk: int, decisions: Sequence[Decision]) -> None:
-        await ask(self._redis.hset(keys.decisions(job_id), str(chunk), _compress.compress(_encode.encode(decisions))))
+    async def put_decisions(
+        self, job_id: JobId, chunk: int, decisions: Sequence[Decision | None], *, sample: int = 0
+    ) -> None:
+        blob = _compress.compress(_encode.encode(decisions))
+        await ask(self._redis.hset(keys.decisions(job_id), _decided(chunk, sample), blob))
 
-    async def decision_chunk(self, job_id: JobId, chunk: int) -> list[Decision]:
+    async def decision_chunk(self, job_id: JobId, chunk: int, *, sample: int = 0) -> list[Decision | None]:
         """What curating decided of one chunk, in order; empty before curating."""
-        blob: bytes | None = await ask(self._redis.hget(keys.decisions(job_id), str(chunk)))
+        blob: bytes | None = await ask(self._redis.hget(keys.decisions(job_id), _decided(chunk, sample)))
         return _decisions.decode(_decompress.decompress(blob)) if blob else []
 
-    async def curated(
-        self, job_id: JobId, pass_name: str
-    ) -> AsyncIterator[tuple[int, Prompt, StoredCompletion | None, Decision | None]]:
-        """(index, prompt, completion, decision) of every source prompt, in order, one chunk in memory at a time."""
+    async def curated(self, job_id: JobId, passes: Sequence[str]) -> AsyncIterator[Curated]:
+        """Every source prompt, in order, one chunk in memory at a time.  passes: the teacher's, by sample.
+
+        A prompt that brought its answer has it as the first sample alone."""
         index = 0
         for chunk in range(await self.chunk_count(job_id, "source")):
             prompts = await self.prompt_chunk(job_id, "source", chunk)
-            completions = await self.completion_chunk(job_id, pass_name, chunk)
-            decisions = await self.decision_chunk(job_id, chunk)
+            answers = [await self.completion_chunk(job_id, name, chunk) for name in passes]
+            decisions = [await self.decision_chunk(job_id, chunk, sample=n) for n in range(len(passes))]
             for offset, prompt in enumerate(prompts):
-                decision = decisions[offset] if offset < len(decisions) else None
-                yield index, prompt, completions.get(index), decision
+                yield Curated(
+                    prompt,
+                    [None if n and prompt.completion else found.get(index) for n, found in enumerate(answers)],
+                    [found[offset] if offset < len(found) else None for found in decisions],
+                )
                 index += 1
+
+
+def _decided(chunk: int, sample: int) -> str:
+    return f"{chunk}.{sample}" if sample else str(chunk)

@@ -38,7 +38,8 @@ from shared.store.spending import DayLimit
 
 T = TypeVar("T")
 _IDS_AT_ONCE: Final = 200  # read from one index to be looked for in others
-TEACHER: Final = "teacher"  # name of the pass in which the teacher answers
+TEACHER: Final = "teacher"  # name of the pass in which the teacher answers; further samples: teacher-1, teacher-2, …
+RATING: Final = "rating"  # name of the pass in which a judge rates these answers
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,15 @@ def _trained(job: Job, tunes: Sequence[FineTune]) -> list[JsonObject]:
     ]
 
 
-def _job_of(job_id: JobId, row: Mapping[bytes, bytes], teacher: Mapping[bytes, bytes]) -> Job:
+@dataclass(frozen=True)
+class _Tallies:
+    """Rows of the passes that a job is shown by.  teacher: one per sample."""
+
+    teacher: Sequence[Mapping[bytes, bytes]]
+    rating: Mapping[bytes, bytes] = field(default_factory=dict)
+
+
+def _job_of(job_id: JobId, row: Mapping[bytes, bytes], tallies: _Tallies) -> Job:
     def text(name: str) -> str | None:
         value = row.get(name.encode(), b"")
         return value.decode() or None
@@ -143,7 +152,7 @@ def _job_of(job_id: JobId, row: Mapping[bytes, bytes], teacher: Mapping[bytes, b
         return cast("T", _decoders[name].decode(value)) if value else default
 
     def tally(name: str) -> int:
-        return int(teacher.get(name.encode(), b"0"))
+        return sum(int(sample.get(name.encode(), b"0")) for sample in tallies.teacher)
 
     stage, paused = text("stage"), text("paused_reason")
     return Job(
@@ -176,6 +185,7 @@ def _job_of(job_id: JobId, row: Mapping[bytes, bytes], teacher: Mapping[bytes, b
             reserved_nano=number("reserved_nano") or 0,
             unconfirmed_nano=number("unconfirmed_nano") or 0,
             generating_nano=tally("spent_nano"),
+            curating_nano=int(tallies.rating.get(b"spent_nano", b"0")),
             told_share=number("told_share") or 0,
             needs_nano=number("needs_nano") or 0,
             limit_nano=number("limit_nano"),
@@ -274,24 +284,35 @@ class JobStore:
 
     async def get(self, tenant: TenantId, job_id: JobId) -> Job:
         """A tenant's own job.  Raises NotFound, the same for a foreign job and for none, and JobDeleted."""
-        row, teacher = await self._rows(job_id)
+        row, tallies = await self._rows(job_id)
         if row.get(b"tenant") != tenant.encode():
             raise NotFound("There is no such job.")
         if b"deleted_at_ms" in row:
             raise JobDeleted("The job was deleted, by request or because its retention ended.")
-        return _job_of(job_id, row, teacher)
+        return _job_of(job_id, row, tallies)
 
     async def load(self, job_id: JobId) -> Job | None:
         """Any job that is not purged, for workers."""
-        row, teacher = await self._rows(job_id)
-        return _job_of(job_id, row, teacher) if b"spec" in row else None
+        row, tallies = await self._rows(job_id)
+        return _job_of(job_id, row, tallies) if b"spec" in row else None
 
-    async def _rows(self, job_id: JobId) -> tuple[dict[bytes, bytes], dict[bytes, bytes]]:
+    async def _rows(self, job_id: JobId) -> tuple[dict[bytes, bytes], _Tallies]:
         pipe = self._redis.pipeline(transaction=False)
         pipe.hgetall(keys.job(job_id))
         pipe.hgetall(keys.pass_row(job_id, TEACHER))
         row, teacher = await ask(pipe.execute())
-        return row, teacher
+        tallies = _Tallies([teacher])
+        spec = row.get(b"spec", b"")
+        # Nearly no job has these, and what has not is spared the second round trip.  Words of the customer's may look
+        # like it, which does no harm.
+        if b'"samples":' in spec or b'"score_model"' in spec:
+            samples = range(1, _decoders["spec"].decode(spec).teacher.samples)
+            pipe.hgetall(keys.pass_row(job_id, RATING))
+            for sample in samples:
+                pipe.hgetall(keys.pass_row(job_id, f"{TEACHER}-{sample}"))
+            rating, *others = await ask(pipe.execute())
+            tallies = _Tallies([teacher, *others], rating)
+        return row, tallies
 
     async def count_active(self, tenant: TenantId) -> int:
         """Jobs queued or running."""

@@ -74,7 +74,8 @@ def cleanup(job_id: JobId) -> str:
 
 
 def decisions(job_id: JobId) -> str:
-    """HASH, chunk number of the source prompts → zstd-compressed JSON list of decisions, one per prompt."""
+    """HASH, chunk number of the source prompts → zstd-compressed JSON list of decisions, one per prompt, of the
+    teacher's first samples; `<chunk>.<sample>` of the others, with null for a prompt that was not asked again."""
     return f"d:{{{job_id}}}:decisions"
 
 

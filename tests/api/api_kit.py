@@ -24,6 +24,7 @@ from shared.dataset import Digest, example_line
 from shared.ids import JobId, completion_id
 from shared.lifecycle import JobStatus
 from shared.models import Job, JobError, Manifest, StoredCompletion, Usage
+from shared.plan import teacher_plans
 from shared.settings import ProviderSettings, Settings
 from shared.store import Store, keys
 from shared.store.content import pack_completion
@@ -172,13 +173,15 @@ async def begin(api: Api, job: dict[str, Any]) -> Job:
     return await loaded(api, job)
 
 
-async def answer_all(api: Api, job: Job) -> None:
+async def answer_all(api: Api, job: Job, *, sample: int = 0) -> None:
     """Every teacher completion: the first refused, the second failed, the others usable."""
+    plan = teacher_plans(job)[sample]
     for index in range(job.counters.prompts_total):
-        message = {"role": "assistant", "content": f"Answer {index}", "refusal": "No." if index == 0 else None}
+        text = f"Answer {index}" + (f", sample {sample}" if sample else "")
+        message = {"role": "assistant", "content": text, "refusal": "No." if index == 0 else None}
         raw = {"id": f"chatcmpl-{index}", "choices": [{"index": 0, "message": message, "finish_reason": "stop"}]}
         common = {
-            "id": completion_id(api.settings.secret, job.id, 0, index),
+            "id": completion_id(api.settings.secret, job.id, plan.number, index),
             "index": index,
             "model": job.spec.teacher.model,
             "created_at_ms": 1_795_345_200_000,
@@ -196,7 +199,7 @@ async def answer_all(api: Api, job: Job) -> None:
                 cost_nano=70_000,
                 latency_ms=1_500,
             )
-        key = keys.completions(job.id, TEACHER, index // job.chunk_size)
+        key = keys.completions(job.id, plan.name, index // job.chunk_size)
         await api.redis.hset(key, str(index), pack_completion(kept))
 
 

@@ -314,8 +314,13 @@ EVERYTHING: dict[str, Any] = a_request(
             integrations=[{"type": "wandb", "wandb": {"project": "p", "tags": ["t"]}}],
         )
     ],
-    teacher=teacher(params={"stop": ["x"], "logit_bias": {"1": 2}, "response_format": {"type": "text"}}),
-    curation={"min_accepted": 5, "response_schema": {"type": "object", "properties": {"a": {"type": "string"}}}},
+    teacher=teacher(params={"stop": ["x"], "logit_bias": {"1": 2}, "response_format": {"type": "text"}}, samples=2),
+    curation={
+        "min_accepted": 5,
+        "response_schema": {"type": "object", "properties": {"a": {"type": "string"}}},
+        "grader": {"type": "score_model", "provider": "openai", "model": "gpt-4.1", "prompt": "Good?"},
+        "min_score": 0.5,
+    },
     evaluation={"graders": [{"type": "text_similarity", "name": "a"}, {"type": "json_match", "fields": ["a"]}]},
     budget={"max_cost_usd": "10", "on_limit": "fail"},
     webhook={"url": "https://example.com/x", "events": ["job.failed"]},

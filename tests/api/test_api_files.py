@@ -542,6 +542,7 @@ def test_a_line_is_stored_and_counted_as_the_prompt_it_is(prompt: Any):
         formatless=1,
         longest_chars=chars_of(whole),
         longest_bare_chars=chars_of(whole) if is_bare(whole) else 0,
+        unreferenced=int(whole.reference is None),
     )
 
 

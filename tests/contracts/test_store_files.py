@@ -112,7 +112,7 @@ async def test_a_job_reads_the_chunks_of_its_file_with_what_it_says_for_all(stor
         [{"role": "system", "content": "Be brief."}, {"role": "user", "content": text}] for text in ("a", "b")
     ]
     assert await store.content.chunk_count(job.id, "source") == 2
-    assert [prompt.messages[1]["content"] async for _, prompt, _, _ in store.content.curated(job.id, "teacher")] == [
+    assert [prompt.messages[1]["content"] async for prompt, _, _ in store.content.curated(job.id, ["teacher"])] == [
         *"abc"
     ]
     assert (await loaded(store, job.id)).prompt_defaults == defaults

@@ -139,3 +139,35 @@ def test_ten_thousand_examples_are_learned_in_seconds_and_recalled_in_millisecon
         mind.answer([{"role": "user", "content": texts[n] + " Please."}])
     assert learned - began < 20
     assert (time.perf_counter() - learned) / 20 < 0.2
+
+
+def test_with_a_seed_of_their_own_samples_differ_and_a_third_of_them_is_wrong_in_one_field():
+    def sampled(text: str, seed: int) -> Answer:
+        messages = [{"role": "system", "content": TRIAGE}, {"role": "user", "content": text}]
+        return teacher_answer({"messages": messages, "seed": seed}, seed=f"7/0/{seed}")
+
+    asked = [text for text, _ in usable_pairs()][:100]
+    right = [taught(text).text for text in asked]
+    samples = [[sampled(text, seed).text for text in asked] for seed in range(3)]
+    shares = [sum(one == other for one, other in zip(of_seed, right, strict=True)) / 100 for of_seed in samples]
+
+    assert all(0.5 < share < 0.8 for share in shares)
+    assert samples[0] != samples[1] != samples[2]
+    assert samples[0] == [sampled(text, 0).text for text in asked]
+
+
+def test_a_judge_that_rates_one_answer_holds_it_against_what_it_would_say_itself():
+    messages = [{"role": "system", "content": TRIAGE}, {"role": "user", "content": "I was charged twice."}]
+
+    def rated(answer: str, **known: str) -> float:
+        material = json.dumps({"conversation": messages, "answer": answer, **known})
+        body = {
+            "messages": [{"role": "system", "content": "Material to judge."}, {"role": "user", "content": material}]
+        }
+        return json.loads(teacher_answer(body, seed="7/0").text)["score"]
+
+    right = json.loads(taught("I was charged twice.").text)
+    assert rated(json.dumps(right)) == 1
+    assert rated(json.dumps({**right, "priority": "none"})) == 0.667
+    assert rated("Good day!") < 0.3
+    assert rated("a", reference="a") == 1

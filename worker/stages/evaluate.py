@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Final, cast
 
@@ -18,14 +18,13 @@ from shared.ids import new_event_id
 from shared.judge import compared, comparisons
 from shared.lifecycle import Stage
 from shared.models import Event, Job, Prompt, StoredCompletion
-from shared.plan import PassPlan, evaluation_plans, judge_plans
-from shared.store.jobs import TEACHER
+from shared.plan import PassPlan, evaluation_plans, judge_plans, teacher_plans
 from shared.store.passes import Halt, PassId
 from shared.verdict import Answer, Contestant, HoldoutExample, Judged, Role, assemble, pairs_to_judge
 from worker.outcomes import Done, Outcome, Wait
 from worker.stages import Save, Tools
 from worker.stages.generate import first_of, run_pass, run_passes
-from worker.stages.judging import questions_written, scores_of_chunk, write_questions
+from worker.stages.judging import questions_written, replies_of_chunk, write_questions
 
 _NO_ANSWER: Final = Answer(None)
 _NO_FAULT_OF_THE_JUDGE: Final = "cost_above_limit"
@@ -82,7 +81,12 @@ async def evaluate(job: Job, tools: Tools, save: Save) -> Outcome:
 
 async def _write_questions(job: Job, plan: PassPlan, answered: _Answered, tools: Tools) -> int:
     pairs = pairs_to_judge(answered.holdout, answered.contestants)
-    return await write_questions(job, plan, comparisons(pairs, answered.holdout, _judge(job, plan).prompt), tools)
+
+    async def questions() -> AsyncIterator[Prompt]:
+        for question in comparisons(pairs, answered.holdout, _judge(job, plan).prompt):
+            yield question
+
+    return await write_questions(job, plan, questions(), tools)
 
 
 async def _given_up(job: Job, plan: PassPlan, tools: Tools) -> Halt | None:
@@ -111,7 +115,8 @@ async def _judged(job: Job, answered: _Answered, tools: Tools) -> Judged:
         grader = _judge(job, plan)
         scores: dict[int, float] = {}
         for chunk in range(await tools.store.content.chunk_count(job.id, plan.prompt_set)):
-            scores |= await scores_of_chunk(job, plan, chunk, tools)
+            replies = await replies_of_chunk(job, plan, chunk, tools)
+            scores |= {place: score for place, score in replies if score is not None}
         judged[grader.name] = compared(
             pairs, scores, grader.prompt, rows=1 + len(answered.contestants), examples=len(answered.holdout)
         )
@@ -145,7 +150,7 @@ async def _holdout(job: Job, tools: Tools) -> list[Prompt]:
 async def _example(job: Job, prompt: Prompt, tools: Tools) -> HoldoutExample:
     assert prompt.origin is not None
     chunk = prompt.origin // job.chunk_size
-    teacher = await tools.store.content.completion(job.id, TEACHER, chunk, prompt.origin)
+    teacher = await tools.store.content.completion(job.id, teacher_plans(job)[prompt.sample].name, chunk, prompt.origin)
     return HoldoutExample(prompt.key, prompt.messages, prompt.reference, _answer(teacher), prompt.origin)
 
 

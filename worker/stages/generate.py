@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from shared.errors import ProviderError, ProviderModelMissing, ProviderQuotaExhausted
 from shared.lifecycle import PausedReason
 from shared.models import Job, JobError
-from shared.plan import PassPlan, judge_plans, teacher_plan
+from shared.plan import PassPlan, judge_plans, rating_plan, teacher_plans
 from shared.store.passes import Halt, PassId
 from worker.completions import job_error
 from worker.outcomes import Done, Fail, Outcome, Pause, Wait
@@ -30,7 +30,10 @@ async def generate(job: Job, tools: Tools, save: Save) -> Outcome:
         return await generate_by_batches(job, tools, save)
     prompts = job.counters.prompts_total
     smoke = tools.settings.smoke_completions
-    outcome = await run_pass(job, teacher_plan(job), tools, prompts=prompts, smoke=smoke if prompts > smoke else 0)
+    first, *further = teacher_plans(job)
+    outcome = await run_pass(job, first, tools, prompts=prompts, smoke=smoke if prompts > smoke else 0)
+    # What the trial of the first samples has shown holds for the others, which are bought together.
+    outcome = outcome or await run_passes(job, further, tools, prompts=prompts)
     return Done() if outcome is None else outcome
 
 
@@ -82,7 +85,8 @@ async def _missing_model(job: Job, tools: Tools) -> JobError | None:
     A teacher whose answers are all stored may have retired."""
     asked = [] if job.spec.stored else [("teacher.model", job.spec.teacher.provider, job.spec.teacher.model)]
     asked += [(f"students.{i}.model", s.provider, s.model) for i, s in enumerate(job.spec.students)]
-    asked += [(plan.param, plan.provider, plan.model) for plan in judge_plans(job)]
+    judges = [*filter(None, [rating_plan(job)]), *judge_plans(job)]
+    asked += [(plan.param, plan.provider, plan.model) for plan in judges]
     for param, provider, model in asked:
         try:
             await tools.providers.trainer(provider).shutdown_date(model)

@@ -8,14 +8,14 @@ cancelled.  (Measured: docs/decisions/0002.)"""
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
 from msgspec.structs import replace
 
-from shared.curation import assistant_message
-from shared.dataset import example_line
+from shared.curation import Sample
 from shared.errors import (
     ProviderAuthFailed,
     ProviderError,
@@ -26,14 +26,16 @@ from shared.errors import (
     ProviderTrainingClosed,
     ProviderUnavailable,
 )
+from shared.exports import Format, lines_of, split_of_all
 from shared.lifecycle import Stage
 from shared.models import FineTune, JobError
+from shared.plan import teacher_plans
 from shared.ports import TrainingJob, TrainingRequest
-from shared.store.jobs import TEACHER
 from worker.completions import job_error
 from worker.stages.student import StudentStep, given_up, metadata, now_ms
 
 LOOK_FOR_LOST_SECONDS: Final = 5.0
+FORMATS: Final[Mapping[str, Format]] = {"supervised": "openai_chat", "dpo": "openai_dpo"}
 
 
 class BudgetReached(Exception):
@@ -52,6 +54,15 @@ class FileRefused(Exception):
 
 class Submission(StudentStep):
     """From the dataset to a fine-tuning job at the provider."""
+
+    @property
+    def _format(self) -> Format:
+        return FORMATS[self._student.method]
+
+    def _lines(self, split: str) -> int:
+        assert self._job.manifest is not None
+        file = self._job.manifest.file(split, self._format)
+        return 0 if file is None else file.lines
 
     async def advance(self, tune: FineTune) -> float | None:
         """Seconds until the next look, None when the student has ended."""
@@ -72,7 +83,7 @@ class Submission(StudentStep):
         if tune.training_file is None:
             tune = replace(tune, training_file=await self._file(tune, "train"))
             await self._keep(tune)
-        if tune.validation_file is None and self._job.manifest.validation:
+        if tune.validation_file is None and self._lines("validation"):
             tune = replace(tune, validation_file=await self._file(tune, "validation"))
         tune = replace(tune, step="uploaded")
         await self._keep(tune)
@@ -97,11 +108,11 @@ class Submission(StudentStep):
 
     async def _write(self, path: Path, split: str) -> None:
         with path.open("wb") as lines:
-            async for _, prompt, completion, decision in self._tools.store.content.curated(self._job.id, TEACHER):
-                if decision is None or decision.status != "accepted" or decision.split != split:
-                    continue
-                assert completion is not None
-                lines.write(example_line(self._job.spec, prompt, assistant_message(completion.raw)[0]))
+            samples = [plan.name for plan in teacher_plans(self._job)]
+            async for prompt, answers, decisions in self._tools.store.content.curated(self._job.id, samples):
+                if split_of_all(decisions) == split:
+                    messages = [Sample.of(answer).message for answer in answers]
+                    lines.write(lines_of(self._job.spec, self._format, prompt, messages, decisions))
 
     async def _submit(self, tune: FineTune) -> float | None:
         """Write the intent, then submit.  Whatever happens between the two, the row says that it may have happened."""
@@ -148,11 +159,12 @@ class Submission(StudentStep):
 
         Two bytes a token are fewer than any language takes; "auto" epochs are what OpenAI's cookbook says they are."""
         assert self._job.manifest is not None
-        examples = max(1, self._job.manifest.train)
+        examples = max(1, self._lines("train"))
         epochs = self._student.hyperparameters.get("n_epochs", "auto")
         if not isinstance(epochs, int):
             epochs = min(25, 100 // examples) if examples * 3 < 100 else max(1, min(3, 25_000 // examples))
-        tokens = self._job.manifest.train_bytes // 2 * epochs
+        file = self._job.manifest.file("train", self._format)
+        tokens = (file.bytes or 0) // 2 * epochs if file is not None else 0
         return self._tools.prices.training_nano(self._price_list(), self._student.model, tokens) or 0
 
     async def _find_lost(self, tune: FineTune) -> float | None:

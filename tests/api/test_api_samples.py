@@ -1,0 +1,194 @@
+"""Samples and scores over HTTP: what a request may ask for, and how the choice is told."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from api_kit import Api, a_request, answer_all, begin, loaded, problem_of
+
+from shared.curation import Curator, Sample
+from shared.lifecycle import JobStatus
+from shared.models import Job
+from shared.plan import teacher_plans
+from shared.store.jobs import Change
+
+pytestmark = pytest.mark.anyio
+JUDGE = {"type": "score_model", "provider": "openai", "model": "gpt-4.1"}
+MATCH = {"type": "string_check"}
+
+
+def a_teacher(**changes: Any) -> dict[str, Any]:
+    return {"provider": "openai", "model": "gpt-6.1-sol", "params": {}} | changes
+
+
+def referenced(count: int) -> dict[str, Any]:
+    messages = [[{"role": "user", "content": f"Ticket {n}: my invoice is wrong."}] for n in range(20)]
+    return {
+        "type": "inline",
+        "prompts": [{"messages": each} | ({"reference": "x"} if n < count else {}) for n, each in enumerate(messages)],
+    }
+
+
+REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
+    "nine samples": ({"teacher": a_teacher(samples=9)}, "validation_failed", "/teacher/samples"),
+    "samples in batches": ({"teacher": a_teacher(samples=2, mode="batch")}, "unsupported_param", "/teacher/mode"),
+    "samples of what is stored": (
+        {
+            "teacher": a_teacher(samples=2),
+            "source": {"type": "stored_completions", "provider": "openai", "metadata": {"a": "b"}},
+        },
+        "unsupported_param",
+        "/teacher/samples",
+    ),
+    "a grader of no kind": ({"curation": {"grader": {"type": "vibes"}}}, "validation_failed", "/curation/grader/type"),
+    "a judge of nobody": (
+        {"curation": {"grader": {**JUDGE, "provider": "nobody"}}},
+        "validation_failed",
+        "/curation/grader/provider",
+    ),
+    "a judge without a price, on a budget": (
+        {"curation": {"grader": {**JUDGE, "model": "mine"}}, "budget": {"max_cost_usd": "10"}},
+        "model_unpriced",
+        "/curation/grader/model",
+    ),
+    "a threshold of nothing": ({"curation": {"min_score": 0.5}}, "validation_failed", "/curation/min_score"),
+    "a threshold above one": (
+        {"curation": {"grader": MATCH, "min_score": 1.5}},
+        "validation_failed",
+        "/curation/min_score",
+    ),
+    "a threshold where references are missing": (
+        {"curation": {"grader": MATCH, "min_score": 0.5, "min_accepted": 5}, "source": referenced(19)},
+        "validation_failed",
+        "/curation/min_score",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+async def test_what_cannot_be_scored_or_sampled_is_refused_before_anything_is_spent(api: Api, name: str):
+    changes, code, pointer = REFUSED[name]
+    problem = problem_of(await api.http.post("/v1/jobs", json=a_request(**changes)))
+
+    assert (problem["status"], problem["code"]) == (422, code), problem
+    assert pointer in [fault["pointer"] for fault in problem["errors"]]
+
+
+@pytest.mark.parametrize(
+    "curation",
+    [{"grader": MATCH, "min_score": 0.5}, {"grader": JUDGE, "min_score": 0.5}, {"grader": MATCH}, {"grader": JUDGE}],
+)
+async def test_a_grader_of_curating_comes_back_as_it_was_sent(api: Api, curation: dict[str, Any]):
+    job = await api.create(curation={"min_accepted": 5, **curation}, source=referenced(20))
+    assert {name: job["curation"][name] for name in curation} == curation
+
+
+async def test_a_file_whose_prompts_lack_references_is_told_so_too(api: Api):
+    lines = [{"messages": [{"role": "user", "content": f"Ticket {n} is late."}], "reference": "x"} for n in range(20)]
+    del lines[3]["reference"]
+    content = "\n".join(map(json.dumps, lines)).encode()
+    file = (await api.http.post("/v1/files", files={"file": ("a.jsonl", content)})).json()
+    source = {"type": "file", "file_id": file["id"]}
+
+    request = a_request(source=source, curation={"min_accepted": 5, "grader": MATCH, "min_score": 0.5})
+    problem = problem_of(await api.http.post("/v1/jobs", json=request))
+
+    assert [(fault["pointer"], fault["code"]) for fault in problem["errors"]] == [
+        ("/curation/min_score", "reference_missing")
+    ]
+    assert "1 of 20" in problem["errors"][0]["detail"]
+
+
+async def test_samples_and_their_judge_are_part_of_the_estimate(api: Api):
+    async def high(**changes: Any) -> float:
+        answer = await api.http.post("/v1/jobs?validate_only=true", json=a_request(**changes))
+        return float(answer.json()["cost"]["high"])
+
+    plain = await high()
+    sampled = await high(teacher=a_teacher(samples=3))
+    rated = await high(teacher=a_teacher(samples=3), curation={"min_accepted": 5, "grader": JUDGE})
+    assert plain < sampled < rated
+
+
+async def _sampled(api: Api) -> Job:
+    job = await begin(api, await api.create(teacher=a_teacher(samples=3)))
+    for sample in range(3):
+        await answer_all(api, job, sample=sample)
+    curator, content = Curator(job.spec.curation, job.spec.split), api.store.content
+    decisions = []
+    names = [plan.name for plan in teacher_plans(job)]
+    async for prompt, answers, _ in content.curated(job.id, names):
+        decisions.append(curator.decide_all(prompt, [Sample.of(answer) for answer in answers]))
+    for sample in range(3):
+        await content.put_decisions(job.id, 0, [of_prompt[sample] for of_prompt in decisions], sample=sample)
+    return await loaded(api, {"id": job.id})
+
+
+async def _pages(api: Api, path: str, **params: Any) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
+    while True:
+        after = {"after": found[-1]["id"]} if found else {}
+        page = (await api.http.get(path, params={"limit": 7, **params, **after})).json()
+        found += page["data"]
+        if not page["has_more"]:
+            return found
+
+
+async def test_every_sample_is_listed_with_its_number_its_score_and_its_fate(api: Api):
+    job = await _sampled(api)
+    path = f"/v1/jobs/{job.id}/completions"
+
+    shown = await _pages(api, path)
+
+    assert [(each["sample"], each["prompt_index"]) for each in shown] == [(s, n) for s in range(3) for n in range(20)]
+    assert len({each["id"] for each in shown}) == 60
+    assert len([each for each in shown if each["status"] == "accepted"]) == 18
+    rejected = await _pages(api, path, status="rejected", reason="not_best")
+    assert len(rejected) == 36
+    assert all(0 <= each["score"] <= 1 for each in rejected)
+    for each in (shown[0], shown[25], rejected[-1]):
+        assert (await api.http.get(f"{path}/{each['id']}")).json() == each
+
+
+async def test_progress_counts_all_samples(api: Api):
+    job = await api.create(teacher=a_teacher(samples=3))
+    assert job["teacher"]["samples"] == 3
+    assert (job["progress"]["prompts_total"], job["progress"]["completions_total"]) == (20, 60)
+    assert (await api.create())["progress"]["completions_total"] == 20
+
+
+async def test_a_job_that_ended_before_curating_is_exported_with_the_choice_made_on_the_way(api: Api):
+    job = await begin(api, await api.create(teacher=a_teacher(samples=3)))
+    await answer_all(api, job)
+    await answer_all(api, job, sample=1)
+    await api.store.jobs.change(await loaded(api, {"id": job.id}), Change(status=JobStatus.CANCELLING))
+    await api.store.jobs.change(await loaded(api, {"id": job.id}), Change(status=JobStatus.CANCELLED))
+
+    lines = [
+        json.loads(line)
+        for split in ("train", "validation", "holdout")
+        for line in (await api.http.get(f"/v1/jobs/{job.id}/dataset", params={"split": split})).text.splitlines()
+    ]
+    assert len(lines) == 18
+
+
+async def test_pairs_are_no_format_of_a_job_without_a_choice(api: Api):
+    job = await begin(api, await api.create())
+    answer = await api.http.get(f"/v1/jobs/{job.id}/dataset", params={"format": "openai_dpo"})
+    assert (answer.status_code, problem_of(answer)["errors"][0]["pointer"]) == (422, "/format")
+
+
+async def test_a_prompt_with_an_answer_of_its_own_is_shown_once(api: Api):
+    prompts = [f"Ticket {n}: my invoice is wrong." for n in range(19)]
+    own = {"messages": [{"role": "user", "content": "Mine?"}], "completion": "Mine."}
+    job = await begin(
+        api, await api.create(teacher=a_teacher(samples=2), source={"type": "inline", "prompts": [*prompts, own]})
+    )
+    for sample in range(2):
+        await answer_all(api, job, sample=sample)
+
+    shown = await _pages(api, f"/v1/jobs/{job.id}/completions")
+
+    assert [each["sample"] for each in shown if each["prompt_index"] == 19] == [0]

@@ -1,0 +1,204 @@
+"""Several answers to a prompt: bought once each, the best one kept, and the dataset the same whenever it is made."""
+
+import hashlib
+import json
+
+import pytest
+from builders import a_prompt, accepted, loaded, now_ms, prompts
+from doubles import Lab, ScriptedTeacher, prices_of_a_nano, pumping
+from msgspec.structs import replace
+
+from api.content import dataset_lines
+from shared.deletion import mark_deleted
+from shared.exports import formats_of
+from shared.lifecycle import JobStatus
+from shared.models import Curation, Split, Student, Teacher
+from shared.plan import phases, plans, teacher_plans
+from shared.pricing import Prices
+from tests.worker.test_engine import a_whole_job, an_engine, rung
+from worker.janitor import Janitor
+
+pytestmark = pytest.mark.anyio
+S = JobStatus
+JUDGE = {"type": "score_model", "provider": "lab", "model": "judge-1"}
+SEED = 70
+
+
+@pytest.fixture
+def store(real_store):
+    return real_store
+
+
+class Sampler(ScriptedTeacher):
+    """Answers `<question>: <n>`, n being the sample, and rates that answer by `rate(n)`."""
+
+    def __init__(self, rate=lambda n: n / 10):
+        super().__init__()
+        self.rate = rate
+        self.samples = []
+        self.rated = []
+
+    async def complete(self, request):
+        text = request.body["messages"][-1]["content"]
+        material = json.loads(text) if text.startswith("{") else {}
+        if "answer" in material:
+            self.rated.append(material["answer"])
+            rating = self.rate(int(material["answer"].rpartition(" ")[2]))
+            self.script = [json.dumps({"score": rating}) if rating is not None else "I cannot say."]
+        else:
+            sample = request.body.get("seed", SEED) - SEED
+            if request.body["model"] == "gpt-4.1":
+                self.samples.append((text, sample))
+            self.script = [f"{text[:12]}: {sample}"]
+        return await super().complete(request)
+
+
+def a_sampled_job(samples=3, **fields):
+    teacher = Teacher(provider="lab", model="gpt-4.1", params={"seed": SEED}, samples=samples)
+    curation = Curation(min_accepted=1, **fields.pop("curation", {}))
+    job = a_whole_job(**{"teacher": teacher, **fields})
+    return replace(job, spec=replace(job.spec, curation=curation, split=Split(holdout=0.2, validation=0.1)))
+
+
+async def finished(store, lab, job, source):
+    job = await accepted(store, job, source)
+    async with pumping(store, lab):
+        return await rung(store, an_engine(store, lab), job, times=500)
+
+
+async def everything(store, job):
+    """All decisions, by sample."""
+    names = [plan.name for plan in teacher_plans(job)]
+    return [decisions async for _, _, decisions in store.content.curated(job.id, names)]
+
+
+async def test_the_sample_that_the_judge_likes_best_is_kept_and_every_one_is_bought_once(store):
+    lab = Lab(Sampler(rate=lambda n: [0.3, 0.9, 0.6][n]))
+
+    ended = await finished(store, lab, a_sampled_job(curation={"grader": JUDGE}), prompts(25))
+
+    assert ended.status is S.SUCCEEDED, ended.error
+    assert sorted(lab.the_teacher.samples) == sorted(
+        (p.messages[-1]["content"], n) for p in prompts(25) for n in range(3)
+    )
+    assert len(lab.the_teacher.rated) == len(set(lab.the_teacher.rated)) == 75
+    for decisions in await everything(store, ended):
+        assert [decision.reason for decision in decisions] == ["not_best", None, "not_best"]
+        assert [decision.score for decision in decisions] == [0.3, 0.9, 0.6]
+    assert ended.manifest.rejected == {"not_best": 50}
+    assert (ended.counters.prompts_total, ended.counters.settled) == (25, 75)
+    sent = lab.the_trainer.files[0][2].decode()
+    assert sent.count(': 1"') == ended.manifest.train
+
+
+async def test_all_first_samples_are_there_before_any_other_is_asked(store):
+    lab = Lab(Sampler())
+    await finished(store, lab, a_sampled_job(), prompts(25))
+
+    numbers = [sample for _, sample in lab.the_teacher.samples]
+    assert max(numbers[:25]) == 0
+    assert set(numbers[25:]) == {1, 2}
+
+
+async def test_what_is_exported_is_what_the_manifest_names_in_every_format(store):
+    ended = await finished(store, Lab(Sampler()), a_sampled_job(curation={"grader": JUDGE}), prompts(25))
+
+    for split in ("train", "validation", "holdout"):
+        for format in formats_of(ended.spec):
+            content = b"".join([block async for block in dataset_lines(store, ended, split, format)])
+            file = ended.manifest.file(split, format)
+            assert file.sha256 == hashlib.sha256(content).hexdigest()
+            assert (file.lines, file.bytes) == (content.count(b"\n"), len(content))
+    raw = [
+        json.loads(line) async for block in dataset_lines(store, ended, "train", "raw") for line in block.splitlines()
+    ]
+    assert {(line["sample"], line["score"], line["reason"]) for line in raw} == {
+        (0, 0.0, "not_best"),
+        (1, 0.1, "not_best"),
+        (2, 0.2, None),
+    }
+
+
+@pytest.mark.parametrize("grader", [None, JUDGE], ids=["agreement", "judge"])
+async def test_the_same_samples_give_the_same_dataset_again_and_cost_nothing(store, grader):
+    lab = Lab(Sampler())
+    first = await finished(store, lab, a_sampled_job(curation={"grader": grader}), prompts(25))
+    bought = len(lab.the_teacher.samples), len(lab.the_teacher.rated)
+
+    second = await finished(store, lab, a_sampled_job(curation={"grader": grader}), prompts(25))
+
+    assert (len(lab.the_teacher.samples), len(lab.the_teacher.rated)) == bought
+    assert second.counters.reused == 75
+    assert second.manifest == first.manifest
+    assert second.manifest.file("train", "raw").sha256
+
+
+async def test_more_samples_of_what_was_bought_before_buy_only_the_further_ones(store):
+    lab = Lab(Sampler())
+    await finished(store, lab, a_sampled_job(samples=1), prompts(25))
+    await finished(store, lab, a_sampled_job(samples=2), prompts(25))
+
+    assert sorted(lab.the_teacher.samples) == sorted(
+        (p.messages[-1]["content"], n) for p in prompts(25) for n in range(2)
+    )
+
+
+async def test_a_prompt_that_brought_its_answer_is_not_asked_at_all(store):
+    own = [a_prompt(f"Own question {n}?", completion={"role": "assistant", "content": f"Own {n}: 0"}) for n in range(5)]
+    lab = Lab(Sampler())
+
+    ended = await finished(store, lab, a_sampled_job(curation={"grader": JUDGE}), [*own, *prompts(20)])
+
+    assert len(lab.the_teacher.samples) == 60
+    assert len(lab.the_teacher.rated) == 65
+    for decisions in (await everything(store, ended))[:5]:
+        assert [decision and decision.status for decision in decisions] == ["accepted", None, None]
+
+
+async def test_a_threshold_above_what_the_judge_gives_ends_the_job_and_says_so(store):
+    lab = Lab(Sampler(rate=lambda n: None if n == 2 else 0.4))
+
+    ended = await finished(store, lab, a_sampled_job(curation={"grader": JUDGE, "min_score": 0.5}), prompts(25))
+
+    assert (ended.status, ended.error.code) == (S.FAILED, "too_few_accepted")
+    assert "50 below_threshold, 25 ungradable" in ended.error.message
+    assert not lab.the_trainer.submitted
+
+
+async def test_the_verdict_is_about_the_sample_that_was_kept(store):
+    lab = Lab(Sampler(rate=lambda n: float(n == 2)))
+    ended = await finished(store, lab, a_sampled_job(curation={"grader": JUDGE}), prompts(25))
+
+    samples = (await store.jobs.results(ended.id))["samples"]
+    assert samples
+    assert all(sample["teacher"].endswith(": 2") for sample in samples)
+
+
+async def test_what_rating_costs_is_told_apart(store, tmp_path):
+    lab = Lab(Sampler(), prices="lab")
+    job = await accepted(store, a_sampled_job(curation={"grader": JUDGE}), prompts(25))
+    async with pumping(store, lab, prices=prices_of_a_nano(tmp_path)):
+        await rung(store, an_engine(store, lab), job, times=500)
+
+    money = (await loaded(store, job.id)).money
+    assert (money.generating_nano, money.curating_nano) == (75 * 15, 75 * 15)
+
+
+async def test_a_deleted_job_takes_all_its_samples_with_it(store):
+    lab = Lab(Sampler())
+    ended = await finished(store, lab, a_sampled_job(curation={"grader": JUDGE}), prompts(25))
+
+    await mark_deleted(store, ended, delete_models=False, now_ms=now_ms())
+    await Janitor(store, Prices(), {}, secret=b"s" * 32).purge(ended.id)
+
+    left = await store._redis.keys(f"d:{{{ended.id}}}:*")
+    assert {key.rpartition(b":")[2] for key in left} <= {b"job", b"cleanup"}
+    assert await store._redis.keys("d:t:acme:ledger:*") == []
+
+
+async def test_a_job_without_samples_has_the_passes_it_always_had(store):
+    job = await loaded(store, (await accepted(store, a_whole_job(), prompts(4))).id)
+
+    assert [(plan.name, plan.number) for plan in plans(job)] == [("teacher", 0), ("base-0", 1)]
+    assert [[plan.name for plan in phase] for phase in phases(replace(job, stage="generating"))] == [["teacher"], []]
+    assert replace(job.spec.students[0]) == Student(provider="lab", model="gpt-4.1-nano")
