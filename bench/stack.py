@@ -167,6 +167,29 @@ class Stack:
 
     def accept(self, what: Iterable[Prompt], count: int, *, tenant: str = _TENANT, tokens: int = 400) -> JobId:
         """Put a job in as the API does.  Its students are never reached: we look at the teacher's pass alone."""
+        return self.accept_all([(what, count)], tenant=tenant, tokens=tokens)[0]
+
+    def accept_all(
+        self, sources: Iterable[tuple[Iterable[Prompt], int]], *, tenant: str = _TENANT, tokens: int = 400
+    ) -> list[JobId]:
+        """Put many jobs in, one after the other.  sources: the prompts of each, and how many they are."""
+
+        async def write() -> list[JobId]:
+            store = Store.at(self.server.url, patient=True)
+            accepted = []
+            for what, count in sources:
+                job, event = self._job(count, tenant=tenant, tokens=tokens)
+                self._put(job.id, what)
+                await store.jobs.accept(job, [], event)
+                await self._doorbell.ring(ADVANCE_JOB, job.id)
+                accepted.append(job.id)
+            await store.close()
+            return accepted
+
+        return asyncio.run(write())
+
+    @staticmethod
+    def _job(count: int, *, tenant: str, tokens: int) -> tuple[Job, Event]:
         now = time.time_ns() // 1_000_000
         job = Job(
             id=new_job_id(),
@@ -187,30 +210,23 @@ class Stack:
             fine_tunes=[FineTune()],
             chunk_size=CHUNK,
         )
-        event = Event(id=new_event_id(), level="info", type="status", message="queued", created_at_ms=now)
-        # The chunks go first and one by one, so that a million prompts are never in memory together.
+        return job, Event(id=new_event_id(), level="info", type="status", message="queued", created_at_ms=now)
+
+    def _put(self, job_id: JobId, what: Iterable[Prompt]) -> None:
+        """The chunks go one by one, before the row, so that a million prompts are never in memory together."""
         pipe = self.redis.pipeline(transaction=False)
         chunk: list[Prompt] = []
         number = 0
         for prompt in what:
             chunk.append(prompt)
             if len(chunk) == CHUNK:
-                pipe.hset(keys.prompts(job.id, "source"), str(number), pack_prompts(chunk))
+                pipe.hset(keys.prompts(job_id, "source"), str(number), pack_prompts(chunk))
                 chunk, number = [], number + 1
                 if number % 100 == 0:
                     pipe.execute()
         if chunk:
-            pipe.hset(keys.prompts(job.id, "source"), str(number), pack_prompts(chunk))
+            pipe.hset(keys.prompts(job_id, "source"), str(number), pack_prompts(chunk))
         pipe.execute()
-
-        async def write() -> None:
-            store = Store.at(self.server.url, patient=True)
-            await store.jobs.accept(job, [], event)
-            await self._doorbell.ring(ADVANCE_JOB, job.id)
-            await store.close()
-
-        asyncio.run(write())
-        return job.id
 
     def settled(self, job_id: JobId) -> tuple[int, bool]:
         """(completions stored, whether the pass is complete)."""

@@ -18,6 +18,8 @@ DELIVER_WEBHOOK: Final = "deliver_webhook"
 PURGE_JOB: Final = "purge_job"
 CLEAN_UP_JOB: Final = "clean_up_job"
 
+QUEUE: Final = "distillery"
+
 _log: Final = structlog.get_logger()
 
 
@@ -30,7 +32,7 @@ def celery_app(broker_url: str, *, publish_timeout_seconds: float = 2.0) -> Cele
         task_ignore_result=True,
         task_acks_late=False,
         task_publish_retry=False,
-        task_default_queue="distillery",
+        task_default_queue=QUEUE,
         worker_prefetch_multiplier=1,
         worker_disable_prefetch=True,
         worker_enable_remote_control=False,

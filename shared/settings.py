@@ -189,7 +189,9 @@ class Settings(BaseSettings):
     file_max_prompts: int = Field(1_000_000, ge=1, description="largest number of prompts in a file")
     file_retention_days: int = Field(30, ge=1, description="a file of prompts can be named by new jobs for so long")
 
-    worker_threads: int = Field(8, ge=1, le=64, description="tasks at once, per worker process")
+    worker_hands: int = Field(
+        16, ge=1, le=256, description="jobs in hand at once, per worker process; half of them of one tenant"
+    )
     worker_max_in_flight: int = Field(200, ge=1, le=10_000, description="teacher calls at once, per worker process")
     chunk_size: int = Field(100, ge=1, le=1_000, description="prompts leased together")
     chunk_lease_seconds: float = Field(30.0, ge=1, le=600, description="a chunk is free again when nobody renews it")

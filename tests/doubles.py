@@ -311,9 +311,12 @@ async def abandon(pump: Pump, running: asyncio.Task[None] | None = None) -> None
     """What is left of a pump after kill -9: nothing; its leases and marks stay in the store."""
     asking = [allowance._asking for allowance in pump._allowances.values() if allowance._asking]
     tasks = [*pump._tasks, *asking, *([running] if running else [])]
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
+    while tasks:
+        for task in tasks:
+            task.cancel()
+        # redis-py may swallow a cancellation that comes together with an answer, so it is asked again.
+        _, left = await asyncio.wait(tasks, timeout=0.5)
+        tasks = list(left)
 
 
 async def until(condition: Callable[[], Awaitable[Any] | Any], *, seconds: float = 5) -> None:

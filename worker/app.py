@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
+import time
 from collections.abc import Coroutine
 from typing import Any, Final
 
@@ -16,7 +17,7 @@ from shared.errors import StoreError
 from shared.ids import DeliveryId, JobId
 from shared.logs import configure_logs
 from shared.pricing import Prices
-from shared.queue import ADVANCE_JOB, CLEAN_UP_JOB, DELIVER_WEBHOOK, PURGE_JOB, Doorbell, celery_app
+from shared.queue import celery_app
 from shared.retries import RetryPolicy
 from shared.settings import Settings
 from shared.store import Store
@@ -28,12 +29,15 @@ from worker.outbound import Outbound
 from worker.providers import Providers
 from worker.pump import Pump, PumpLimits
 from worker.stages import Tools
-from worker.sweeper import Sweeper
+from worker.sweeper import Sweeper, Work
 from worker.tasks import register
 from worker.webhooks import Courier
 
 _log: Final = structlog.get_logger()
 _ALIVE_SECONDS: Final = 10.0
+_BELL_THREADS: Final = 2  # a bell takes a thread for no longer than it takes to wake the loop
+_DELIVERIES_PER_HAND: Final = 4  # a delivery mostly waits, for up to the webhook time-out
+_PURGES: Final = 4
 
 
 class Worker:
@@ -47,7 +51,11 @@ class Worker:
         self._services: list[asyncio.Task[None]] = []
         register(self.celery, self)
 
-    # --- the work behind the tasks ------------------------------------------------------------------------------------
+    # --- what is done with due rows -----------------------------------------------------------------------------------
+
+    def look(self) -> None:
+        """A bell was rung: some row has become due."""
+        self.sweeper.wake()
 
     async def advance_job(self, id_: str) -> None:
         await self.engine.advance(JobId(id_))
@@ -61,16 +69,6 @@ class Worker:
     async def clean_up_job(self, id_: str) -> None:
         await self.cleaner.clean(JobId(id_))
 
-    async def act(self, task: str, id_: str) -> None:
-        """Do a task's work here and now, beside whatever else runs."""
-        works = {
-            ADVANCE_JOB: self.advance_job,
-            DELIVER_WEBHOOK: self.deliver_webhook,
-            PURGE_JOB: self.purge_job,
-            CLEAN_UP_JOB: self.clean_up_job,
-        }
-        self._spawn(works[task](id_))
-
     # --- life of the process ------------------------------------------------------------------------------------------
 
     def run(self) -> None:
@@ -80,7 +78,7 @@ class Worker:
         signals.worker_shutting_down.connect(self._on_shutting_down)
         self.loop.start()
         self.loop.run(self._start())
-        arguments = ["--quiet", "worker", "--pool=threads", f"--concurrency={self._settings.worker_threads}"]
+        arguments = ["--quiet", "worker", "--pool=threads", f"--concurrency={_BELL_THREADS}"]
         arguments += ["--without-gossip", "--without-mingle", "--without-heartbeat"]
         arguments += [f"--hostname=distillery-{self.id}@%h", f"--loglevel={self._settings.log_level}"]
         try:
@@ -92,7 +90,6 @@ class Worker:
     async def _start(self) -> None:
         settings = self._settings
         self.store = Store.at(settings.redis_url, patient=True, day_limit=settings.day_limit_nano)
-        self.doorbell = Doorbell(self.celery)
         self.providers = Providers(settings.providers, trainer_timeout_seconds=settings.provider_timeout_seconds)
         prices = Prices(settings.prices_file)
         self.pump = Pump(
@@ -113,7 +110,7 @@ class Worker:
                 ),
             ),
             secret=settings.secret,
-            on_complete=self._advance_beside,
+            on_complete=self._on_complete,
         )
         self.engine = Engine(Tools(self.store, self.providers, prices, settings, self.pump.wake))
         outbound = Outbound(
@@ -140,8 +137,12 @@ class Worker:
         )
         self.sweeper = Sweeper(
             self.store,
-            self.doorbell,
-            self.act,
+            {
+                "job": Work(settings.worker_hands, self.advance_job),
+                "dlv": Work(settings.worker_hands * _DELIVERIES_PER_HAND, self.deliver_webhook),
+                "exp": Work(_PURGES, self.purge_job),
+                "cln": Work(settings.worker_hands, self.clean_up_job),
+            },
             interval_seconds=settings.sweep_interval_seconds,
             grace_seconds=settings.sweep_grace_seconds,
         )
@@ -156,10 +157,14 @@ class Worker:
 
     def _on_shutting_down(self, **_: Any) -> None:
         _log.info("worker_shutting_down", worker=self.id, calls_in_flight=self.pump.in_flight)
+        self.loop.call(self.sweeper.stop)
         self.loop.submit(self.pump.stop())
 
     async def _stop(self) -> None:
+        self.sweeper.stop()
+        stopped_by = time.monotonic() + self._settings.shutdown_grace_seconds
         await self.pump.stop()
+        await self.sweeper.finished(within_seconds=max(1.0, stopped_by - time.monotonic()))
         for service in self._services:
             service.cancel()
         try:
@@ -168,7 +173,6 @@ class Worker:
             _log.warning("store_unavailable_at_shutdown")
         await self.providers.close()
         await self.store.close()
-        self.doorbell.close()
 
     async def _announce(self) -> None:
         """Readiness asks for a live worker; this says that there is one."""
@@ -181,8 +185,8 @@ class Worker:
                 _log.warning("store_unavailable_while_announcing")
             await asyncio.sleep(_ALIVE_SECONDS / 4)
 
-    async def _advance_beside(self, job_id: JobId) -> None:
-        self._spawn(self.advance_job(job_id))
+    async def _on_complete(self, _job_id: JobId) -> None:
+        self.sweeper.wake()  # the script that ended the pass has made its job due
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)

@@ -275,8 +275,7 @@ class Engine:
 
     async def _stop(self, job: Job, save: Save) -> Stopped | Wait:
         """Wait while the provider still ends what was started there and hands over what it has done."""
-        for plan in plans(job):
-            await self._tools.store.passes.close(PassId(job.id, plan.name))
+        await self._tools.store.passes.close(job.tenant, *(PassId(job.id, plan.name) for plan in plans(job)))
         if (wait := await stop_batches(job, self._tools, save)) is not None:
             return wait
         return await cancel_training(job, self._tools)

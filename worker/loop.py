@@ -6,7 +6,7 @@ import asyncio
 import os
 import threading
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, Final, TypeVar
 
 import structlog
@@ -35,6 +35,10 @@ class WorkerLoop:
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine on the loop and wait for it."""
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+    def call(self, what: Callable[[], None]) -> None:
+        """Have something done on the loop, soon, without waiting for it."""
+        self._loop.call_soon_threadsafe(what)
 
     def submit(self, work: Coroutine[Any, Any, None]) -> None:
         """Start a coroutine on the loop and do not wait."""

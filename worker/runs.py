@@ -57,6 +57,7 @@ class Run:
     drained: bool = False  # no chunk was free when last asked
     blocked_until: float = 0.0
     stopped: bool = False
+    leaving: bool = False  # not among the passes this process draws from any more: nothing further is fetched
     last_answer_at: float = field(default_factory=time.monotonic)
     opened_at: float = field(default_factory=time.monotonic)
     bell: asyncio.Event = field(default_factory=asyncio.Event)

@@ -18,6 +18,7 @@ from shared.store.cleanups import CleanupStore
 from shared.store.connection import Scripts, ask, connect
 from shared.store.content import ContentStore
 from shared.store.deliveries import DeliveryStore
+from shared.store.due import DueClock
 from shared.store.files import FileStore
 from shared.store.followed import FollowedStore
 from shared.store.idempotency import IdempotencyStore
@@ -44,6 +45,7 @@ class Store:
         self._scripts = scripts
         self.day_limit = day_limit
         self.jobs = JobStore(client, scripts, day_limit)
+        self.due = DueClock(client, scripts)
         self.passes = PassStore(client, scripts, day_limit)
         self.spending = SpendingStore(client, day_limit)
         self.content = ContentStore(client)
@@ -94,15 +96,12 @@ class Store:
             return {}
 
     async def sweep(self, *, grace_seconds: float, limit: int) -> list[str]:
-        """Members of the due clock whose time has come, each handed out once per grace period."""
-        members = await self._scripts.run("sweep", [keys.DUE], [int(grace_seconds * 1000), limit])
-        return [member.decode() for member in members]
+        """Members of the due clock whose time has come, up to `limit` of each kind."""
+        return await self.due.sweep(grace_seconds=grace_seconds, limit=limit)
 
     async def oldest_due_seconds(self) -> float:
         """How long the most overdue row has waited: the alarm for stuck jobs.  0 when nothing is overdue."""
-        first = await ask(self._redis.zrange(keys.DUE, 0, 0, withscores=True))
-        seconds, micros = await ask(self._redis.time())
-        return max(0.0, seconds + micros / 1e6 - first[0][1] / 1000) if first else 0.0
+        return await self.due.oldest_seconds()
 
     async def announce_worker(self, worker_id: str, about: dict[str, Any], *, for_seconds: float) -> None:
         pipe = self._redis.pipeline(transaction=False)

@@ -87,6 +87,12 @@ def pass_row(job_id: JobId, name: str) -> str:
     return f"d:{{{job_id}}}:pass:{name}"
 
 
+def open_passes(tenant: TenantId) -> str:
+    """ZSET, the tenant's open passes `<job id>/<pass name>` → unix ms of opening: what pumps may draw from.  There as
+    long as the tenant is in `OPEN`."""
+    return f"{OPEN}:{tenant}"
+
+
 def pass_chunks(job_id: JobId, name: str) -> str:
     """ZSET, claimed and unfinished chunks of a pass; score: end of the lease in unix ms, 0 when given back."""
     return f"d:{{{job_id}}}:pass:{name}:chunks"
@@ -257,8 +263,10 @@ DUE: Final = "d:due"
 """ZSET, the one clock: `job:<id>`, `dlv:<id>`, `exp:<id>` (a job to be purged), `cln:<id>` (one to be cleaned up at
 its providers) or `cat:<provider>` (its models to be read) → unix ms when somebody must look."""
 
-PASSES: Final = "d:passes"
-"""ZSET, open passes `<job id>/<pass name>` → unix ms of opening: what pumps may draw from."""
+OPEN: Final = "d:open"
+"""ZSET, tenants with open passes → unix ms when the first of them was opened: whom pumps may draw for.  (Versions that
+kept all passes in one ZSET `d:passes` left nothing that matters there: whoever looks at a running job opens its pass
+again.)"""
 
 WORKERS: Final = "d:workers"
 """ZSET, worker id → unix ms until which it counts as alive."""

@@ -19,6 +19,7 @@ from shared.store.spending import DayLimit
 Outcome = Literal["accepted", "rejected", "failed"]
 Answer = Literal["go", "stopped", "unleased", "settled", "smoke", "budget", "day", "paid", "twin"]
 UNLIMITED: Final = ""
+_TURN_MS: Final = 30_000  # so long the same tenants are drawn for, when there are more than a pump takes at once
 _NO_USAGE: Final = Usage()
 
 
@@ -116,7 +117,7 @@ class PassStore:
         for_pumps: whether pumps may draw from it."""
         complete = await self._scripts.run(
             "open_pass",
-            [keys.pass_row(pass_id.job_id, pass_id.name), keys.PASSES],
+            [keys.pass_row(pass_id.job_id, pass_id.name), keys.OPEN, keys.job(pass_id.job_id)],
             [str(pass_id), prompts, chunk_size, smoke or UNLIMITED, int(for_pumps)],
         )
         return bool(complete)
@@ -125,7 +126,7 @@ class PassStore:
         """Nothing more starts; the engine is called to act on the reason."""
         await self._scripts.run(
             "halt_pass",
-            [keys.pass_row(pass_id.job_id, pass_id.name), keys.PASSES, keys.DUE, keys.job(pass_id.job_id)],
+            [keys.pass_row(pass_id.job_id, pass_id.name), keys.OPEN, keys.DUE, keys.job(pass_id.job_id)],
             [str(pass_id), msgspec.json.encode(halt), pass_id.job_id],
         )
 
@@ -133,9 +134,11 @@ class PassStore:
         """The engine has read the reason; `open` may start the pass again."""
         await ask(self._redis.hdel(keys.pass_row(pass_id.job_id, pass_id.name), "halt"))
 
-    async def close(self, pass_id: PassId) -> None:
-        """Take the pass off the pumps' list; its job no longer runs."""
-        await ask(self._redis.zrem(keys.PASSES, str(pass_id)))
+    async def close(self, tenant: TenantId, *pass_ids: PassId) -> None:
+        """Take passes off the pumps' list; their job no longer runs."""
+        await self._scripts.run(
+            "close_pass", [keys.open_passes(tenant), keys.OPEN], [tenant, *(str(pass_id) for pass_id in pass_ids)]
+        )
 
     async def smoke_passed(self, pass_id: PassId) -> None:
         await ask(self._redis.hset(keys.pass_row(pass_id.job_id, pass_id.name), "smoke", UNLIMITED))
@@ -158,11 +161,16 @@ class PassStore:
             **tallies,
         )
 
-    async def open_passes(self, *, limit: int) -> list[PassId]:
-        """Passes with work in them, the longest open first."""
-        members = await ask(self._redis.zrange(keys.PASSES, 0, limit - 1))
-        split = [member.decode().partition("/") for member in members]
-        return [PassId(JobId(job_id), name) for job_id, _, name in split]
+    async def open_passes(self, *, limit: int) -> list[tuple[TenantId, PassId]]:
+        """Passes with work in them, as many of each tenant as fit; of one tenant the longest open first.
+
+        With more tenants than `limit`, which ones changes every half a minute."""
+        found = await self._scripts.run("open_passes", [keys.OPEN], [limit, _TURN_MS])
+        tenants, members = found[::2], [member.decode().partition("/") for member in found[1::2]]
+        return [
+            (TenantId(tenant.decode()), PassId(JobId(job_id), name))
+            for tenant, (job_id, _, name) in zip(tenants, members, strict=True)
+        ]
 
     async def claim_chunk(self, pass_id: PassId, token: str, *, lease_seconds: float) -> tuple[int, bool] | None:
         """(chunk, taken over from a worker that vanished), or None when nothing is free."""
@@ -240,11 +248,12 @@ class PassStore:
                 keys.pass_calls(job_id, name),
                 keys.pass_claims(job_id, name),
                 keys.pass_chunks(job_id, name),
-                keys.PASSES,
+                keys.open_passes(tenant),
                 keys.DUE,
                 keys.spending(tenant),
                 keys.day(tenant, ""),
                 keys.days(tenant),
+                keys.OPEN,
             ],
             arguments,
         )

@@ -135,7 +135,11 @@ class PurgeStore:
             await ask(self._redis.unlink(*some))
         if deliveries:
             await ask(self._redis.zrem(keys.DUE, *(f"dlv:{d.decode()}" for d in deliveries)))
-        await ask(self._redis.zrem(keys.PASSES, *(f"{job.id}/{name}" for name in names)))
+        await self._scripts.run(
+            "close_pass",
+            [keys.open_passes(job.tenant), keys.OPEN],
+            [job.tenant, *(f"{job.id}/{name}" for name in names)],
+        )
         of_passes = [
             key(job.id, name)
             for name in names

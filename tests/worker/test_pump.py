@@ -19,6 +19,7 @@ from shared.ids import TenantId
 from shared.lifecycle import JobStatus
 from shared.store.jobs import Change
 from shared.store.passes import PassId
+from worker import pump as pump_module
 
 pytestmark = pytest.mark.anyio
 S = JobStatus
@@ -126,6 +127,37 @@ async def test_a_small_job_is_not_kept_waiting_by_a_large_one(store):
         await until(small.complete)
 
         assert (await large.state()).settled < 500
+
+
+async def test_a_tenant_with_more_passes_than_a_pump_draws_from_does_not_keep_another_tenant_waiting(
+    store, monkeypatch
+):
+    monkeypatch.setattr(pump_module, "_PASSES_MAX", 4)
+    teacher, crowd = ScriptedTeacher(seconds=0.02), [await work(store, 100, chunk_size=20) for _ in range(9)]
+
+    async with pumping(store, Lab(teacher), in_flight=8) as (pump, _):
+        await until(lambda: len(teacher.asked) > 30)
+        small = await work(store, source=[a_prompt(f"Small {n}?") for n in range(10)], tenant=TenantId("other"))
+        await until(small.complete)
+
+        assert not any([await job.complete() for job in crowd])
+        await until(lambda: len(pump._runs) <= 4)
+
+
+async def test_what_leaves_the_window_is_drawn_from_again_when_there_is_room(store, monkeypatch):
+    """Its chunk goes back at once, so that the pass is whole when its turn comes."""
+    monkeypatch.setattr(pump_module, "_PASSES_MAX", 2)
+    first = [await work(store, 30, chunk_size=10) for _ in range(2)]
+    teacher = ScriptedTeacher(seconds=0.01)
+
+    async with pumping(store, Lab(teacher), in_flight=4, chunk_lease_seconds=60):
+        await until(lambda: len(teacher.asked) > 4)
+        other = await work(store, 10, tenant=TenantId("other"))
+        for job in (*first, other):
+            await until(job.complete)
+
+    assert max(teacher.calls[text] for job in first for text in job.texts) <= 2  # two jobs ask the same
+    assert max(teacher.calls.values()) <= 3
 
 
 async def test_a_worker_forgets_a_pass_that_another_completed(store):
@@ -485,7 +517,7 @@ async def test_the_answer_of_a_frozen_worker_is_kept_and_accounted_for(store, tm
     async with pumping(store, Lab(frozen, prices="lab"), prices=prices) as (pump, _):
         await until(lambda: frozen.asked)
         for task in list(pump._tasks):  # its heart stops, its call is still out
-            if "_keep_leases" in repr(task.get_coro()):
+            if "keep_leases" in repr(task.get_coro()):
                 task.cancel()
         pump._stopping = True
         async with pumping(store, Lab(prices="lab"), prices=prices):

@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
 -- open_pass.lua: let pumps draw from a pass; made on first use, opened again after a halt.
--- KEYS[1] pass row  [2] open passes
+-- KEYS[1] pass row  [2] tenants with open passes, also the prefix of each one's passes  [3] job row
 -- ARGV[1] `job id/name`  [2] prompts  [3] chunk size  [4] smoke: calls allowed before the trial is passed, "" for none
 --   [5] 0: not for pumps, whoever works on it claims all its chunks
 -- Returns 1 when the pass is complete, else 0.
@@ -11,6 +11,10 @@ end
 if redis.call("HEXISTS", KEYS[1], "complete") == 1 then return 1 end
 redis.call("HDEL", KEYS[1], "halt")
 if ARGV[5] == "0" then return 0 end
+local tenant = redis.call("HGET", KEYS[3], "tenant")
+if not tenant then return 0 end -- the job was purged meanwhile
 local clock = redis.call("TIME")
-redis.call("ZADD", KEYS[2], "NX", clock[1] * 1000 + math.floor(clock[2] / 1000), ARGV[1])
+local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
+redis.call("ZADD", KEYS[2] .. ":" .. tenant, "NX", now, ARGV[1])
+redis.call("ZADD", KEYS[2], "NX", now, tenant)
 return 0

@@ -1,7 +1,7 @@
 #!lua flags=allow-oom
 -- tick.lua: settle the calls that have ended and begin the next ones, in one step.
--- KEYS[1] job row  [2] pass row  [3] calls  [4] claims  [5] chunks  [6] open passes  [7] due clock  [8] tenant's
---   reservations  [9] prefix of the tenant's days  [10] index of them
+-- KEYS[1] job row  [2] pass row  [3] calls  [4] claims  [5] chunks  [6] tenant's open passes  [7] due clock  [8] tenant's
+--   reservations  [9] prefix of the tenant's days  [10] index of them  [11] tenants with open passes
 -- ARGV[1] job id  [2] pass name  [3] prefix of the completion keys  [4] token of the worker
 --   [5] most nano-dollars the tenant may spend a day ("": any number)
 --   [6] number of settlements, then for each: chunk, index, call ("" when none was made), blob ("" when the call ended
@@ -175,6 +175,9 @@ for chunk in pairs(touched) do
     if redis.call("HINCRBY", KEYS[2], "done", 1) * chunk_size >= prompts then
       redis.call("HSET", KEYS[2], "complete", 1)
       redis.call("ZREM", KEYS[6], name)
+      if redis.call("EXISTS", KEYS[6]) == 0 then
+        redis.call("ZREM", KEYS[11], KEYS[6]:sub(#KEYS[11] + 2))
+      end
       redis.call("ZADD", KEYS[7], "XX", now, "job:" .. ARGV[1])
     end
   end
