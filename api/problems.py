@@ -183,6 +183,12 @@ PROBLEMS: Final[Mapping[str, Problem]] = {
     "job_not_running": Problem(
         409, "The job is not running", "Only a running job can be paused.", "Look at the job's `status`."
     ),
+    "student_not_awaiting": Problem(
+        409,
+        "The student is not awaiting its deployment",
+        "Where a student answers is told once, while its `status` is `awaiting_deployment`.",
+        "Look at the student's `status` and `endpoint`.",
+    ),
     # --- 422
     "validation_failed": Problem(
         422,

@@ -12,7 +12,7 @@ DistillError                      code, retryable; `str()` is the sentence the c
 │   ├── TooMany                   rate_limited, too_many_active_jobs (worth a retry, after the time it names)
 │   ├── DailySpendExhausted       daily_spend_exhausted (until the next day, UTC)
 │   ├── IdempotencyKeyReused      idempotency_key_reused
-│   ├── Conflict                  idempotency_in_progress, job_not_finished, job_not_cancellable, job_not_terminal, …
+│   ├── Conflict                  idempotency_in_progress, job_not_finished, student_not_awaiting, …
 │   └── BadRequest                malformed_json, malformed_form, invalid_cursor, invalid_idempotency_key,
 │                                 invalid_signature
 ├── StoreError                    store_unavailable, store_full (both worth a retry)

@@ -16,10 +16,10 @@ from shared.deletion import mark_deleted
 from shared.errors import BadRequest, Conflict, DailySpendExhausted, NotFound, StoreError
 from shared.ids import JobId, TenantId, is_id, new_event_id, new_job_id
 from shared.lifecycle import TERMINAL, JobStatus, PausedReason
-from shared.models import Budget, Counters, Event, FineTune, Job, Money, usd
+from shared.models import Budget, Counters, Event, FineTune, Job, Money, StudentEndpoint, usd
 from shared.notices import Notices
 from shared.planning import Plan, Planner, checked_job, unknown_file, unknown_job
-from shared.preflight import Preflight, require_allowed
+from shared.preflight import Named, Preflight, require_allowed
 from shared.queue import ADVANCE_JOB, CLEAN_UP_JOB, PURGE_JOB
 from shared.rules import invalid
 from shared.store import Store
@@ -233,6 +233,49 @@ class Jobs:
             return Change(status=S.RUNNING, set=changed, events=[event], due_in_seconds=0.0)
 
         return await self._change(tenant, job_id, decide)
+
+    async def tell_endpoint(
+        self, tenant: TenantId, job_id: str, number: int, *, provider: str | None, model: str, base_model: str | None
+    ) -> Job:
+        """Say where a student answers that its owner has deployed.  Idempotent; another place is told too late.
+
+        provider: None for the student's own.  Raises NotFound, ValidationFailed, Conflict `student_not_awaiting`."""
+
+        def endpoint_of(job: Job) -> StudentEndpoint:
+            if not 0 <= number < len(job.fine_tunes):
+                raise NotFound("The job has no such student.")
+            name = provider if provider is not None else job.spec.students[number].provider
+            return StudentEndpoint(provider=name, model=model, base_model=base_model)
+
+        async def decide(job: Job) -> Change | None:
+            endpoint, tune = endpoint_of(job), job.fine_tunes[number]
+            told = tune.endpoint or job.endpoints.get(number)
+            if told == endpoint:
+                return None
+            if tune.step != "awaiting" or told is not None or job.status not in {S.RUNNING, S.PAUSED}:
+                raise Conflict("The student does not await its deployment (any more).", code="student_not_awaiting")
+            named = [Named("/model", endpoint.provider, model)]
+            named += [Named("/base_model", endpoint.provider, base_model)] if base_model is not None else []
+            faults = self._planner.endpoint_faults(endpoint) or await self._preflight.foreign_faults(tenant, named)
+            if faults:
+                raise invalid(faults)
+            event = Event(
+                id=new_event_id(),
+                level="info",
+                type="message",
+                message=f"Student {number} is deployed.",
+                created_at_ms=self._now_ms(),
+                stage=job.stage,
+                data={"student": number, "provider": endpoint.provider, "model": endpoint.model},
+            )
+            due = 0.0 if job.status is S.RUNNING else None
+            return Change(set={f"endpoint_{number}": endpoint}, events=[event], due_in_seconds=due)
+
+        job = await self._change(tenant, job_id, decide)
+        told = job.fine_tunes[number].endpoint or job.endpoints.get(number)
+        if told != endpoint_of(job):  # somebody else said otherwise at the same moment
+            raise Conflict("The student is deployed elsewhere.", code="student_not_awaiting")
+        return job
 
     async def delete(self, tenant: TenantId, job_id: str, *, delete_models: bool = False) -> Receipt:
         """Delete an ended job with everything it is made of, here and at its providers; workers do it.  Idempotent.

@@ -14,6 +14,7 @@ from shared.lifecycle import JobStatus, PausedReason, Stage
 
 JsonObject: TypeAlias = dict[str, Any]
 NANO: Final = 1_000_000_000  # nano-dollars in a dollar
+STUDENTS_MAX: Final = 8  # of one job
 
 
 def usd(nano: int) -> str:
@@ -215,16 +216,26 @@ class Advice(Record, frozen=True, kw_only=True):
     message: str
 
 
+class StudentEndpoint(Record, frozen=True, kw_only=True):
+    """Where a student answers that its owner has deployed.  base_model: what answers there as the untrained student;
+    None for the student's own provider and model."""
+
+    provider: str
+    model: str
+    base_model: str | None = None
+
+
 class FineTune(Record, frozen=True, kw_only=True):
     """One student on its way.  `step` is written before each provider call, so a crash is always found half-way.
 
-    step: new → uploading → uploaded → intent → submitted → ended.
+    step: new → uploading → uploaded → intent → submitted → ended, by way of awaiting where the owner deploys the model.
+    endpoint: where the student answers when it is not `fine_tuned_model` at the student's provider.
     status, fine_tuned_model, …: the provider's words, as last seen.  intent_at_ms: when submission was first meant.
     hold: what became of the owner's pause at the provider: it is paused there, it trains on, or it has been asked to go
     on and does not.  last_event_id, last_event_at (unix s): of the newest of its events that is read.
     events_at_ms: when they were read."""
 
-    step: Literal["new", "uploading", "uploaded", "intent", "submitted", "ended"] = "new"
+    step: Literal["new", "uploading", "uploaded", "intent", "submitted", "awaiting", "ended"] = "new"
     training_file: str | None = None
     validation_file: str | None = None
     intent_at_ms: int | None = None
@@ -244,6 +255,7 @@ class FineTune(Record, frozen=True, kw_only=True):
     events_at_ms: int | None = None
     reserved_nano: int = 0
     cost_nano: int | None = None
+    endpoint: StudentEndpoint | None = None
     error: JobError | None = None
 
 
@@ -392,7 +404,8 @@ class Usage(Record, frozen=True, kw_only=True):
 
 class Job(Record, frozen=True, kw_only=True):
     """prompt_defaults: only where the stored prompts do not carry them yet: those from a file, and those that are still
-    to be read from a provider."""
+    to be read from a provider.
+    endpoints: as the owner has told them, by student; the worker takes each into its `FineTune`."""
 
     id: JobId
     tenant: TenantId
@@ -420,6 +433,7 @@ class Job(Record, frozen=True, kw_only=True):
     chunk_size: int = 100
     prompt_defaults: PromptDefaults | None = None
     imported: Import | None = None
+    endpoints: dict[int, StudentEndpoint] = {}
 
 
 class Event(Record, frozen=True, kw_only=True):

@@ -9,7 +9,7 @@ import msgspec
 from shared.graders import ScoreModel, parse_grader, parse_graders
 from shared.judge import ANSWER_TOKENS
 from shared.lifecycle import Stage
-from shared.models import FineTune, Job, JsonObject, Prompt
+from shared.models import FineTune, Job, JsonObject, Prompt, Student
 from shared.store.jobs import RATING, TEACHER
 
 Role = Literal["teacher", "base", "student", "judge"]
@@ -33,7 +33,8 @@ class PassPlan(msgspec.Struct, frozen=True):
     prompt_set: `source`, `holdout`, or what a judge is asked, under the pass's own name.
     param: where the request names the model.  sample: which of the teacher's answers to a prompt.
     student: index into the job's students, for contestants.  grader: index into the evaluation's graders, for its
-    judges.  fresh: just trained, so a 404 may pass."""
+    judges.  fresh: just trained, so a 404 may pass.
+    priced_as: the model by whose price the calls are paid, where `model` is the name of a deployment."""
 
     name: str
     number: int
@@ -48,6 +49,7 @@ class PassPlan(msgspec.Struct, frozen=True):
     grader: int | None = None
     store: bool = False
     fresh: bool = False
+    priced_as: str | None = None
 
 
 def teacher_plan(job: Job) -> PassPlan:
@@ -106,11 +108,24 @@ def evaluation_plans(job: Job) -> list[PassPlan]:
             f"students.{i}.model",
             student=i,
         )
+        deployed = tune.endpoint
+        if deployed is not None and deployed.base_model is not None:
+            base = msgspec.structs.replace(
+                base, provider=deployed.provider, model=deployed.base_model, priced_as=student.model
+            )
         plans.append(base)
-        if (tuned := answering_model(tune)) is not None:
+        if (answering := answering_model(student, tune)) is not None:
+            provider, model = answering
             plans.append(
                 msgspec.structs.replace(
-                    base, name=f"student-{i}", number=2 + 2 * i, role="student", model=tuned, fresh=True
+                    base,
+                    name=f"student-{i}",
+                    number=2 + 2 * i,
+                    role="student",
+                    provider=provider,
+                    model=model,
+                    fresh=True,
+                    priced_as=None if deployed is None else f"ft:{student.model}",
                 )
             )
     return plans
@@ -135,9 +150,13 @@ def judge_plans(job: Job) -> list[PassPlan]:
     ]
 
 
-def answering_model(tune: FineTune) -> str | None:
-    """The model to ask for a student's answers, once training has succeeded."""
-    return tune.fine_tuned_model if tune.status == "succeeded" else None
+def answering_model(student: Student, tune: FineTune) -> tuple[str, str] | None:
+    """(provider, model) to ask for a student's answers, once training has succeeded."""
+    if tune.status != "succeeded":
+        return None
+    if tune.endpoint is not None:
+        return tune.endpoint.provider, tune.endpoint.model
+    return None if tune.fine_tuned_model is None else (student.provider, tune.fine_tuned_model)
 
 
 def plans(job: Job) -> list[PassPlan]:

@@ -14,7 +14,17 @@ from msgspec.structs import replace
 
 from shared.errors import Fault, JobDeleted, NotFound, ValidationFailed
 from shared.ids import FileId, JobId, TenantId, is_id
-from shared.models import Advice, Budget, Job, JobSpec, JsonObject, Prompt, PromptDefaults, PromptFile
+from shared.models import (
+    Advice,
+    Budget,
+    Job,
+    JobSpec,
+    JsonObject,
+    Prompt,
+    PromptDefaults,
+    PromptFile,
+    StudentEndpoint,
+)
 from shared.ports import BATCH_WINDOW_SECONDS
 from shared.pricing import Estimate, Prices, prompt_size
 from shared.prompts import bytes_with, defaults_of, joined, with_defaults
@@ -135,6 +145,10 @@ class Planner:
     def resume_faults(self, job: Job, budget: Budget) -> list[Fault]:
         """What is wrong with this budget for a job that has begun."""
         return [*self._rules.budget_faults(budget, job.spec, None, money=job.money)]
+
+    def endpoint_faults(self, endpoint: StudentEndpoint) -> list[Fault]:
+        """What is wrong with the place at which a deployed student is said to answer."""
+        return [*self._rules.endpoint_faults(endpoint)]
 
     async def _prompts_of(self, job: Job) -> list[Prompt]:
         prompts: list[Prompt] = []

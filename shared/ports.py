@@ -189,6 +189,15 @@ class TrainingPage(msgspec.Struct, frozen=True):
     more: bool
 
 
+class TrainingCheckpoint(msgspec.Struct, frozen=True):
+    """A model on the way to the fine-tuned one.  step: how far it was trained.  model: its name, to be asked by."""
+
+    id: str
+    created_at: int
+    step: int
+    model: str | None
+
+
 class TrainingEvent(msgspec.Struct, frozen=True):
     id: str
     created_at: int
@@ -236,6 +245,9 @@ class Trainer(Protocol):
 
     async def delete_model(self, model: str) -> bool:
         """Whether it was there still: a fine-tuned model of ours."""
+
+    async def checkpoints(self, job_id: str) -> Sequence[TrainingCheckpoint]:
+        """Those that the provider keeps, in no particular order."""
 
     async def shutdown_date(self, model: str) -> str | None:
         """Day on which the provider retires the model, "YYYY-MM-DD", or None.  Raises `ProviderModelMissing`."""

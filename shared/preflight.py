@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from typing import Final
@@ -61,13 +61,18 @@ def require_allowed(spec: JobSpec, allowed: Collection[str] | None) -> None:
     if spec.stored is not None:
         named.append(("/source/provider", spec.stored.provider))
     for pointer, provider in named:
-        if provider not in allowed:
-            may = ", ".join(sorted(allowed)) or "none"
-            raise Forbidden(
-                f"{pointer} is a provider that you may not use; there is {may}.",
-                code="provider_not_allowed",
-                param=pointer,
-            )
+        require_provider(pointer, provider, allowed)
+
+
+def require_provider(pointer: str, provider: str, allowed: Collection[str] | None) -> None:
+    """Raises Forbidden `provider_not_allowed`.  allowed: None for all."""
+    if allowed is not None and provider not in allowed:
+        may = ", ".join(sorted(allowed)) or "none"
+        raise Forbidden(
+            f"{pointer} is a provider that you may not use; there is {may}.",
+            code="provider_not_allowed",
+            param=pointer,
+        )
 
 
 class Catalogues:
@@ -167,6 +172,15 @@ class Preflight:
                 faults.append(Fault(named.pointer, "model_retired", detail))
             case "soon":
                 advice.append(retires_soon(named.pointer, shutdown_date))
+
+    async def foreign_faults(self, tenant: TenantId, named: Sequence[Named]) -> list[Fault]:
+        """Models among these that another tenant's jobs have made: of those, nobody else knows."""
+        faults = []
+        for each in named:
+            owner = (await self._store.catalogues.owners(each.provider, [each.model])).get(each.model)
+            if owner not in {None, tenant}:
+                faults.append(Fault(each.pointer, "model_unknown", await self._unknown(tenant, each)))
+        return faults
 
     async def _unknown(self, tenant: TenantId, named: Named) -> str:
         """Says the same of a model that is another tenant's as of none."""

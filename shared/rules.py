@@ -15,7 +15,19 @@ from shared.capabilities import hyperparameter_faults, params_faults
 from shared.curation import check_response_schema, split_of
 from shared.errors import Fault, ValidationFailed
 from shared.graders import ScoreModel, parse_grader, parse_graders
-from shared.models import NANO, Budget, JobSpec, Money, Prompt, PromptCounts, PromptDefaults, Split, Teacher, usd
+from shared.models import (
+    NANO,
+    Budget,
+    JobSpec,
+    Money,
+    Prompt,
+    PromptCounts,
+    PromptDefaults,
+    Split,
+    StudentEndpoint,
+    Teacher,
+    usd,
+)
 from shared.pricing import Estimate, Prices
 from shared.prompts import chars_of
 from shared.settings import ProviderSettings
@@ -119,13 +131,20 @@ class Rules:
         for pointer, name, trains in named:
             provider = self._providers.get(name)
             if provider is None:
-                near = difflib.get_close_matches(name[:64], list(self._providers), n=1)
-                hint = f"; did you mean {near[0]}?" if near else f"; there is {listed(sorted(self._providers))}"
-                yield Fault(pointer, "unknown_provider", "is not a configured provider" + hint)
+                yield self._unknown(pointer, name)
             elif trains and not provider.can_train:
                 yield Fault(
                     pointer, "provider_training_closed", "takes no fine-tuning jobs; its dataset can be exported"
                 )
+
+    def _unknown(self, pointer: str, name: str) -> Fault:
+        near = difflib.get_close_matches(name[:64], list(self._providers), n=1)
+        hint = f"; did you mean {near[0]}?" if near else f"; there is {listed(sorted(self._providers))}"
+        return Fault(pointer, "unknown_provider", "is not a configured provider" + hint)
+
+    def endpoint_faults(self, endpoint: StudentEndpoint) -> Iterator[Fault]:
+        if endpoint.provider not in self._providers:
+            yield self._unknown("/provider", endpoint.provider)
 
     def stored_faults(self, spec: JobSpec) -> Iterator[Fault]:
         name = spec.stored.provider if spec.stored is not None else ""

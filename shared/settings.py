@@ -65,6 +65,9 @@ class ProviderSettings(BaseModel):
         (), description="those it takes besides n_epochs, batch_size, learning_rate_multiplier"
     )
     statuses: dict[str, TrainingState] = Field({}, description="its own words for the state of a fine-tuning job")
+    tuned_model: Literal["ready", "checkpoint", "deployment"] = Field(
+        "ready", description="what answers after training: its model, its last checkpoint, or what its owner deploys"
+    )
     training_extra: dict[str, Any] = Field({}, description="added to the body that creates a fine-tuning job")
     client: Literal["lean", "sdk"] = Field("lean", description="what sends completions: pyreqwest or the openai SDK")
 

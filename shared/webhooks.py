@@ -30,6 +30,7 @@ Network: TypeAlias = IPv4Network | IPv6Network
 EVENT_TYPES: Final = (
     "job.running",
     "job.stage_changed",
+    "job.awaiting_deployment",
     "job.paused",
     "job.succeeded",
     "job.failed",
@@ -39,7 +40,8 @@ EVENT_TYPES: Final = (
     "webhook_endpoint.disabled",
     "webhook.test",
 )
-DEFAULT_EVENTS: Final = ("job.succeeded", "job.failed", "job.cancelled", "job.paused")  # what ends or stops a job
+#: What ends a job, or leaves it to its owner.
+DEFAULT_EVENTS: Final = ("job.succeeded", "job.failed", "job.cancelled", "job.paused", "job.awaiting_deployment")
 USER_AGENT: Final = "Distillery/1 (+webhooks)"
 
 

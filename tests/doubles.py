@@ -13,7 +13,15 @@ from typing import Any
 import msgspec
 
 from shared.errors import StoreError
-from shared.ports import Completion, CompletionRequest, TrainingEvent, TrainingJob, TrainingPage, TrainingRequest
+from shared.ports import (
+    Completion,
+    CompletionRequest,
+    TrainingCheckpoint,
+    TrainingEvent,
+    TrainingJob,
+    TrainingPage,
+    TrainingRequest,
+)
 from shared.pricing import Prices
 from shared.retries import RetryPolicy
 from shared.settings import ProviderSettings
@@ -87,6 +95,8 @@ class ScriptedTrainer:
         self.calls: list[str] = []
         self.visible_after = 0  # finds that do not see a new job yet
         self.uploads = 0
+        self.checkpoint_steps: list[int] = []
+        self.names_a_model = True
         self.files_unlisted = 0  # the newest files, which the next list does not show yet
         self.status = "succeeded"
         self.statuses: dict[str, str] = {}  # of single jobs, over `status`
@@ -157,7 +167,7 @@ class ScriptedTrainer:
         status = self.statuses.get(job.id, self.status)
         if job.id in self.cancelled:
             status = "cancelled"
-        model = f"ft:{job.id}" if status == "succeeded" else None
+        model = f"ft:{job.id}" if status == "succeeded" and self.names_a_model else None
         return msgspec.structs.replace(job, status=status, state=status, fine_tuned_model=model)
 
     async def cancel(self, job_id: str) -> None:
@@ -196,6 +206,13 @@ class ScriptedTrainer:
         with self._call("events"):
             return []
 
+    async def checkpoints(self, job_id: str) -> Sequence[TrainingCheckpoint]:
+        with self._call("checkpoints"):
+            return [
+                TrainingCheckpoint(f"ftckpt-{step}", 2_000_000_000, step, f"ft:{job_id}:ckpt-step-{step}")
+                for step in self.checkpoint_steps
+            ]
+
     async def shutdown_date(self, model: str) -> str | None:
         with self._call("shutdown_date"):
             return None
@@ -208,11 +225,16 @@ class Lab:
     """All providers of a test, under the name `lab`.  prices: a price list of 1 nano-dollar per token, or None."""
 
     def __init__(
-        self, teacher: Any = None, trainer: ScriptedTrainer | None = None, *, prices: str | None = None
+        self,
+        teacher: Any = None,
+        trainer: ScriptedTrainer | None = None,
+        *,
+        prices: str | None = None,
+        **of_provider: Any,
     ) -> None:
         self.the_teacher = teacher or ScriptedTeacher()
         self.the_trainer: ScriptedTrainer = trainer or ScriptedTrainer()
-        self._settings = ProviderSettings(base_url="http://lab.invalid/v1", prices=prices)
+        self._settings = ProviderSettings(base_url="http://lab.invalid/v1", prices=prices, **of_provider)
 
     def settings(self, name: str) -> ProviderSettings:
         return self._settings

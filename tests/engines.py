@@ -47,13 +47,19 @@ async def let_the_lease_run_out(store: Store, job: Job) -> None:
 
 
 async def rung(
-    store: Store, engine: Engine, job: Job, *, times: int = 60, until_status: JobStatus | None = None
+    store: Store,
+    engine: Engine,
+    job: Job,
+    *,
+    times: int = 60,
+    until_status: JobStatus | None = None,
+    until_step: str | None = None,
 ) -> Job:
     """Ring for the job again and again, as the sweep would, until it has ended or stands where it should."""
     for _ in range(times):
         await engine.advance(job.id)
         found = await loaded(store, job.id)
-        if found.status in TERMINAL or found.status is until_status:
+        if found.status in TERMINAL or found.status is until_status or found.fine_tunes[0].step == until_step:
             return found
         await asyncio.sleep(0.01)
     return await loaded(store, job.id)
@@ -64,9 +70,9 @@ def a_whole_job(**fields: Any) -> Job:
     return a_job(spec=spec, chunk_size=10, fine_tunes=[FineTune() for _ in spec.students])
 
 
-async def in_training(store: Store, *, students: int = 1, validation: int = 0) -> Job:
+async def in_training(store: Store, *, students: int = 1, validation: int = 0, **fields: Any) -> Job:
     """A job whose dataset is curated and whose students wait for their training."""
-    spec = a_spec(students=[Student(provider="lab", model=f"base-{n}") for n in range(students)])
+    spec = a_spec(students=[Student(provider="lab", model=f"base-{n}") for n in range(students)], **fields)
     job = await accepted(store, a_job(spec=spec), prompts(2))
     manifest = Manifest(
         sha256="ab" * 32, holdout_sha256="cd" * 32, train=2, validation=validation, holdout=0, rejected={}

@@ -70,6 +70,7 @@ class Scribe:
         self._plan = plan
         self._prices = prices
         self._price_list = price_list
+        self._priced_as = plan.priced_as or plan.model
         self._secret = secret
         self._batched = plan.role == "teacher" and job.spec.teacher.mode == "batch"
         self._output_cap = plan.params.get("max_completion_tokens") or plan.params.get("max_tokens")
@@ -88,7 +89,7 @@ class Scribe:
         prompt_bytes, media_parts = request_size(self.body(prompt, index))
         ceiling = self._prices.ceiling_nano(
             self._price_list,
-            self._plan.model,
+            self._priced_as,
             prompt_bytes=prompt_bytes,
             max_completion_tokens=self._output_cap,
             media_parts=media_parts,
@@ -117,7 +118,7 @@ class Scribe:
         plausible = all(0 <= count < 2**31 for count in msgspec.structs.astuple(completion.usage))
         usage = completion.usage if plausible else Usage()
         cost = (
-            self._billed(self._prices.cost_nano(self._price_list, self._plan.model, usage, service_tier=tier))
+            self._billed(self._prices.cost_nano(self._price_list, self._priced_as, usage, service_tier=tier))
             if plausible
             else None
         )

@@ -31,6 +31,7 @@ from worker.stages.batch import stop_batches
 from worker.stages.curate import curate
 from worker.stages.evaluate import evaluate
 from worker.stages.generate import generate
+from worker.stages.landing import is_told
 from worker.stages.train import cancel_training, train, train_while_paused
 
 _log: Final = structlog.get_logger()
@@ -87,6 +88,8 @@ class Engine:
             job = await self._jobs.load(job_id)
             if job is None or job.status not in _TIMED or job.stage_attempts:
                 return False
+            if job.stage is Stage.TRAINING and is_told(job):
+                return job.status is JobStatus.RUNNING
             if job.stage is Stage.TRAINING or (job.stage is Stage.GENERATING and job.batches):
                 return await self._tools.store.followed.is_hinted(job_id)
             if job.status is not JobStatus.RUNNING:
@@ -156,9 +159,13 @@ class Engine:
 
     async def _decide(self, job: Job, lease: Lease) -> Outcome:
         async def save(
-            fields: Mapping[str, Any], add: Mapping[str, int] = MappingProxyType({}), events: Sequence[Event] = ()
+            fields: Mapping[str, Any],
+            add: Mapping[str, int] = MappingProxyType({}),
+            events: Sequence[Event] = (),
+            notices: Sequence[str] = (),
         ) -> None:
-            await self._write(job, lease, Change(set=fields, add=add, events=events))
+            deliveries = [delivery for kind in notices for delivery in await self._notices.of(job, kind)]
+            await self._write(job, lease, Change(set=fields, add=add, events=events, deliveries=deliveries))
 
         try:
             if job.status is JobStatus.QUEUED:

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Mapping
 from typing import Annotated, Any, Final, Literal
 
-from fastapi import APIRouter, Depends, Header, Query, Request, Response
+from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
 
 from api.content import Filters, completion, completions, dataset_head, dataset_lines, matches
 from api.deps import (
@@ -24,7 +24,7 @@ from api.deps import (
 from api.idempotency import IdempotencyKey, repeatable
 from api.problems import RETRY_AFTER_SECONDS, documented
 from api.schemas.common import Page, page_of
-from api.schemas.job_requests import JobCreate, Resume
+from api.schemas.job_requests import EndpointIn, JobCreate, Resume
 from api.schemas.jobs import CompletionOut, DeletedJobOut, EstimateOut, EventOut, JobOut
 from api.streaming import Stream, open_event_stream, wants_events
 from api.waiting import WaitSeconds, hold
@@ -33,9 +33,9 @@ from shared.errors import BadRequest, JobNotFinished, NotFound
 from shared.exports import Format
 from shared.ids import event_id, locate_event
 from shared.lifecycle import TERMINAL, JobStatus
-from shared.models import Job, JobSpec
+from shared.models import STUDENTS_MAX, Job, JobSpec
 from shared.planning import Plan
-from shared.preflight import require_allowed
+from shared.preflight import require_allowed, require_provider
 from shared.store.idempotency import Kept
 
 router = APIRouter(
@@ -271,6 +271,26 @@ async def retry_job(
         else:
             new = await services.jobs.retry(caller.tenant, job_id, budget, providers=caller.providers, once=once)
     return await _accepted(new, services, request, caller, wait_seconds)
+
+
+@router.post(
+    "/{job_id}/students/{number}/endpoint",
+    responses=documented(400, 404, 410, 409, 413, 415),
+    openapi_extra=body_docs(EndpointIn),
+)
+async def tell_endpoint(
+    job_id: str,
+    number: Annotated[int, Path(ge=0, lt=STUDENTS_MAX, description="the student's place in `students`, from 0")],
+    caller: Writer,
+    body: Annotated[EndpointIn, json_body(EndpointIn)],
+    services: Wired,
+    response: Response,
+) -> JobOut:
+    """Say where a student answers that you have deployed, while its status is `awaiting_deployment`.  Repeated, it
+    changes nothing."""
+    if body.provider is not None:
+        require_provider("/provider", body.provider, caller.providers)
+    return _shown(await services.jobs.tell_endpoint(caller.tenant, job_id, number, **body.model_dump()), response)
 
 
 @router.get(

@@ -239,7 +239,7 @@ class JobCreate(Request):
 
     name: str | None = Field(None, min_length=1, max_length=200)
     teacher: TeacherIn
-    students: list[StudentIn] = Field(min_length=1, max_length=8)
+    students: list[StudentIn] = Field(min_length=1, max_length=domain.STUDENTS_MAX)
     system_prompt: str | None = Field(None, description="of every prompt that brings no system message of its own")
     source: SourceIn
     store: bool = Field(False, description="let the provider keep the completions, where it can")
@@ -311,6 +311,16 @@ def _stored_filter(source: SourceIn) -> domain.StoredFilter | None:
     if not isinstance(source, StoredCompletionsSource):
         return None
     return domain.StoredFilter(provider=source.provider, model=source.model, metadata=source.metadata)
+
+
+class EndpointIn(Request):
+    """Where a student answers that you have deployed."""
+
+    provider: Provider | None = Field(None, description="a configured provider; without it, the student's own")
+    model: Model = Field(description="the model or deployment to ask there", examples=["triage-ft"])
+    base_model: Model | None = Field(
+        None, description="what to ask there for the untrained student; without it, the student's model at its provider"
+    )
 
 
 class Resume(Request):

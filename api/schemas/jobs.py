@@ -108,6 +108,12 @@ class Steps(Response):
     total_steps: int | None
 
 
+class EndpointOut(Response):
+    provider: str
+    model: str
+    base_model: str | None
+
+
 class StudentOut(Response):
     provider: str
     model: str
@@ -119,6 +125,7 @@ class StudentOut(Response):
     fine_tuning_job_id: str | None
     status: str | None
     fine_tuned_model: str | None
+    endpoint: EndpointOut | None
     shutdown_date: str | None
     trained_tokens: int | None
     estimated_finish_at: int | None
@@ -283,7 +290,8 @@ class JobOut(SpecOut):
             deadline_at=seconds(job.deadline_at_ms),
             expires_at=seconds(job.expires_at_ms),
             students=[
-                _student(student, tune) for student, tune in zip(job.spec.students, job.fine_tunes or (), strict=False)
+                _student(student, tune, tune.endpoint or job.endpoints.get(number))
+                for number, (student, tune) in enumerate(zip(job.spec.students, job.fine_tunes or (), strict=False))
             ],
             progress=Progress(
                 prompts_total=counters.prompts_total,
@@ -341,7 +349,7 @@ def _cost(job: domain.Job) -> Cost:
     )
 
 
-def _student(student: domain.Student, tune: domain.FineTune) -> StudentOut:
+def _student(student: domain.Student, tune: domain.FineTune, endpoint: domain.StudentEndpoint | None) -> StudentOut:
     return StudentOut(
         provider=student.provider,
         model=student.model,
@@ -353,6 +361,9 @@ def _student(student: domain.Student, tune: domain.FineTune) -> StudentOut:
         fine_tuning_job_id=tune.fine_tuning_job_id,
         status=tune.status,
         fine_tuned_model=tune.fine_tuned_model,
+        endpoint=None
+        if endpoint is None
+        else EndpointOut(provider=endpoint.provider, model=endpoint.model, base_model=endpoint.base_model),
         shutdown_date=tune.shutdown_date,
         trained_tokens=tune.trained_tokens,
         estimated_finish_at=tune.estimated_finish_at,

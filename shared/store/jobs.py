@@ -14,6 +14,7 @@ from shared.errors import IdempotencyInProgress, JobDeleted, NotFound, TooMany
 from shared.ids import JobId, TenantId, first_job_id
 from shared.lifecycle import TERMINAL, JobStatus, PausedReason, Stage, sources
 from shared.models import (
+    STUDENTS_MAX,
     Advice,
     BatchRun,
     Counters,
@@ -28,6 +29,7 @@ from shared.models import (
     Manifest,
     Money,
     PromptDefaults,
+    StudentEndpoint,
     Usage,
 )
 from shared.store import keys
@@ -98,6 +100,7 @@ _JSON_FIELDS: Final[Mapping[str, Any]] = {
     "error": JobError,
     "prompt_defaults": PromptDefaults,
     "imported": Import,
+    **{f"endpoint_{number}": StudentEndpoint for number in range(STUDENTS_MAX)},
 }
 _encode: Final = msgspec.json.encode
 _decoders: Final = {name: msgspec.json.Decoder(kind) for name, kind in _JSON_FIELDS.items()}
@@ -202,6 +205,11 @@ def _job_of(job_id: JobId, row: Mapping[bytes, bytes], tallies: _Tallies) -> Job
         chunk_size=number("chunk_size") or 100,
         prompt_defaults=parsed("prompt_defaults", None),
         imported=parsed("imported", None),
+        endpoints={
+            number: _decoders[f"endpoint_{number}"].decode(value)
+            for number in range(STUDENTS_MAX)
+            if (value := row.get(b"endpoint_%d" % number))
+        },
     )
 
 

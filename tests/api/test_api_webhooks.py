@@ -38,7 +38,13 @@ async def test_the_secret_is_shown_at_creation_and_never_again(api: Api):
     assert shown.json() == {name: value for name, value in made.items() if name != "secret"}
     assert listed.json()["data"] == [shown.json()]
     assert (shown.json()["enabled"], shown.json()["description"], shown.json()["url"]) == (True, "CI", URL)
-    assert shown.json()["events"] == ["job.succeeded", "job.failed", "job.cancelled", "job.paused"]
+    assert shown.json()["events"] == [
+        "job.succeeded",
+        "job.failed",
+        "job.cancelled",
+        "job.paused",
+        "job.awaiting_deployment",
+    ]
     endpoint = await api.app.state.services.endpoints.get("local", made["id"])
     assert made["secret"] not in repr(endpoint)
 

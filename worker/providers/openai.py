@@ -27,6 +27,7 @@ from shared.ports import (
     ArchivePage,
     Completion,
     CompletionRequest,
+    TrainingCheckpoint,
     TrainingEvent,
     TrainingJob,
     TrainingPage,
@@ -293,6 +294,14 @@ class OpenAITrainer:
 
     async def delete_model(self, model: str) -> bool:
         return await deleted(self._client.models.delete(model))
+
+    async def checkpoints(self, job_id: str) -> Sequence[TrainingCheckpoint]:
+        listed = self._client.fine_tuning.jobs.checkpoints.list(job_id, limit=100)
+        return [
+            TrainingCheckpoint(kept.id, kept.created_at, kept.step_number, kept.fine_tuned_model_checkpoint)
+            async for page in pages(listed)
+            for kept in page
+        ]
 
     async def shutdown_date(self, model: str) -> str | None:
         try:

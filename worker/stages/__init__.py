@@ -16,11 +16,16 @@ from worker.providers import Providers
 
 class Save(Protocol):
     """Writes fields of the row at once, under the lease, with what there is to tell of it.  add: fields to add to.
+    notices: types of webhook events to send.
 
     Raises `LeaseLost` when another worker has the job."""
 
     async def __call__(
-        self, fields: Mapping[str, Any], add: Mapping[str, int] = ..., events: Sequence[Event] = ...
+        self,
+        fields: Mapping[str, Any],
+        add: Mapping[str, int] = ...,
+        events: Sequence[Event] = ...,
+        notices: Sequence[str] = ...,
     ) -> None: ...
 
 

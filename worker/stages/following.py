@@ -13,6 +13,7 @@ from shared.lifecycle import Stage
 from shared.models import Event, FineTune
 from shared.ports import TrainingEvent, TrainingJob
 from worker.noticeboard import ENDED, Noticeboard
+from worker.stages.landing import AWAITING_SECONDS, Landing
 from worker.stages.student import StudentStep, now_ms
 
 _EVENTS_PER_LOOK: Final = 200
@@ -26,11 +27,6 @@ _MESSAGE_CHARS: Final = 500
 
 class Following(StudentStep):
     """One look at a fine-tuning job that is submitted."""
-
-    def _cost_nano(self, job: TrainingJob) -> int | None:
-        if job.trained_tokens is None:
-            return None
-        return self._tools.prices.training_nano(self._price_list(), self._student.model, job.trained_tokens)
 
     async def look(self, tune: FineTune, *, hinted: bool = False, slowly: bool = False) -> float | None:
         """Seconds until the next look, None when the student has ended.
@@ -66,12 +62,11 @@ class Following(StudentStep):
             estimated_finish_at=job.estimated_finish_at,
         )
         match job.state:
-            case "succeeded" if job.fine_tuned_model is not None:
-                await self._found(tune)
-                tune = replace(tune, fine_tuned_model=job.fine_tuned_model, cost_nano=self._cost_nano(job))
-                self._say("info", f"Student {self._number} is trained.", {"fine_tuned_model": job.fine_tuned_model})
-                await self._end(tune, status=job.status, error=None)
-                return None
+            case "succeeded":
+                landing = Landing(self._job, self._number, self._tools, self._keep, self._events)
+                landed = await landing.land(tune, job)
+                if landed is not None:
+                    return None if landed.step == "ended" else AWAITING_SECONDS
             case "failed":
                 await self._end(tune, status=job.status, error=self._failure("failed at the provider", job))
                 return None

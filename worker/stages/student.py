@@ -64,11 +64,12 @@ class StudentStep:
             await self._trainer.cancel(extra.id)
         return jobs
 
-    async def _end(self, tune: FineTune, *, status: str, error: JobError | None) -> None:
+    async def _end(self, tune: FineTune, *, status: str, error: JobError | None) -> FineTune:
         ended = replace(tune, step="ended", status=status, error=error, ended_at_ms=now_ms(), reserved_nano=0)
         await self._keep(ended)
         if error is not None:
             self._say("error", error.message, {"code": error.code})
+        return ended
 
     def _failure(self, what: str, job: TrainingJob | None) -> JobError:
         return JobError(

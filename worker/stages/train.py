@@ -14,6 +14,7 @@ from worker.outcomes import Done, Fail, Outcome, Pause, Stopped, Wait
 from worker.stages import Save, Tools
 from worker.stages.following import Following
 from worker.stages.holding import Holding
+from worker.stages.landing import Landing
 from worker.stages.student import StudentStep, given_up, metadata, now_ms
 from worker.stages.submission import LOOK_FOR_LOST_SECONDS, BudgetReached, Submission
 
@@ -39,7 +40,8 @@ class _Students:
             spent = (changed.cost_nano or 0) - (before.cost_nano or 0)
             reserved = changed.reserved_nano - before.reserved_nano
             money = {"spent_nano": spent, "reserved_nano": reserved}
-            await self._save({"fine_tunes": self.tunes}, add=money, events=list(self.events))
+            notices = ("job.awaiting_deployment",) if changed.step == "awaiting" != before.step else ()
+            await self._save({"fine_tunes": self.tunes}, add=money, events=list(self.events), notices=notices)
             self.events.clear()
             if changed.step != before.step:
                 await _wait_for(self._job, number, changed, self._tools)
@@ -59,6 +61,8 @@ async def train(job: Job, tools: Tools, save: Save) -> Outcome:
             if tune.step == "submitted":
                 resumed = await students.step(Holding, number).resume(tune)
                 wait = await students.step(Following, number).look(resumed, hinted=hinted)
+            elif tune.step == "awaiting":
+                wait = await students.step(Landing, number).await_endpoint(tune)
             else:
                 wait = await students.step(Submission, number).advance(tune)
         except BudgetReached:
@@ -112,7 +116,7 @@ async def _wait_for(job: Job, number: int, tune: FineTune, tools: Tools) -> None
     provider, followed = job.spec.students[number].provider, tools.store.followed
     if tune.fine_tuning_job_id is None:
         return
-    if tune.step == "ended":
+    if tune.step in {"awaiting", "ended"}:
         await followed.unfollow(provider, tune.fine_tuning_job_id)
     else:
         await followed.expect(provider, tune.fine_tuning_job_id, job.id)
@@ -137,10 +141,10 @@ async def cancel_training(job: Job, tools: Tools) -> Stopped | Wait:
     or cannot any more."""
     tunes = list(job.fine_tunes)
     for number, tune in enumerate(tunes):
-        if tune.step not in {"intent", "submitted"}:
+        if tune.step not in {"intent", "submitted", "awaiting"}:
             continue
         trainer = tools.providers.trainer(job.spec.students[number].provider)
-        ids = [tune.fine_tuning_job_id] if tune.fine_tuning_job_id else []
+        ids = [tune.fine_tuning_job_id] if tune.fine_tuning_job_id and tune.step == "submitted" else []
         if tune.step == "intent" and tune.training_file is not None:
             found = await trainer.find(metadata(job, number), tune.training_file, not_before=0)
             ids = [training.id for training in found]

@@ -1,0 +1,142 @@
+"""POST /v1/jobs/{id}/students/{n}/endpoint: where a student answers that its owner has deployed."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import httpx2
+import pytest
+from api_kit import Api, begin, loaded, problem_of
+
+from shared.lifecycle import JobStatus, Stage
+from shared.models import FineTune, Job, StudentEndpoint
+from shared.store import keys
+from shared.store.jobs import Change
+
+pytestmark = pytest.mark.anyio
+
+
+async def an_awaiting_job(api: Api, **fields: Any) -> Job:
+    """Its first student waits for its deployment; further ones are as `others` says."""
+    job = await begin(api, await api.create())
+    tune = FineTune(step="awaiting", status="awaiting_deployment", fine_tuned_model="gpt-4.1-mini.ft-1")
+    await api.store.jobs.change(
+        job, Change(set={"stage": Stage.TRAINING, "fine_tunes": [tune], **fields}, due_in_seconds=9_999)
+    )
+    return await stored(api, job)
+
+
+async def stored(api: Api, job: Job) -> Job:
+    return await loaded(api, {"id": job.id})
+
+
+async def tell(api: Api, job: Job, number: int | str = 0, **body: Any) -> httpx2.Response:
+    return await api.http.post(f"/v1/jobs/{job.id}/students/{number}/endpoint", json={"model": "triage-ft"} | body)
+
+
+async def test_an_awaiting_student_is_told_where_it_answers(api: Api):
+    job = await an_awaiting_job(api)
+    api.bell.rung.clear()
+
+    answer = await tell(api, job, provider="open", base_model="triage-base")
+
+    assert answer.status_code == 200, answer.text
+    student = answer.json()["students"][0]
+    assert student["endpoint"] == {"provider": "open", "model": "triage-ft", "base_model": "triage-base"}
+    assert student["fine_tuned_model"] == "gpt-4.1-mini.ft-1"
+    kept = StudentEndpoint(provider="open", model="triage-ft", base_model="triage-base")
+    assert (await stored(api, job)).endpoints == {0: kept}
+    assert await api.store.sweep(grace_seconds=1, limit=10) == [f"job:{job.id}"]
+    assert len(api.bell.rung) == 1
+    events = (await api.http.get(f"/v1/jobs/{job.id}/events")).json()["data"]
+    assert events[0]["data"] == {"student": 0, "provider": "open", "model": "triage-ft"}
+
+
+async def test_the_students_own_provider_is_meant_when_none_is_named(api: Api):
+    answer = await tell(api, await an_awaiting_job(api))
+
+    assert answer.json()["students"][0]["endpoint"] == {"provider": "openai", "model": "triage-ft", "base_model": None}
+
+
+async def test_told_again_the_same_nothing_changes_and_another_place_comes_too_late(api: Api):
+    job = await an_awaiting_job(api)
+    first, again, other = await tell(api, job), await tell(api, job), await tell(api, job, model="another")
+
+    assert (again.status_code, again.json()["version"]) == (200, first.json()["version"])
+    assert (other.status_code, problem_of(other)["code"]) == (409, "student_not_awaiting")
+    [tune] = job.fine_tunes
+    taken = FineTune(step="ended", status="succeeded", endpoint=StudentEndpoint(provider="openai", model="triage-ft"))
+    await api.store.jobs.change(job, Change(set={"fine_tunes": [taken]}))
+    assert tune.step == "awaiting"
+    assert (await tell(api, job)).status_code == 200  # also once the worker has taken it
+
+
+async def test_of_two_who_tell_at_once_one_is_believed(api: Api):
+    job = await an_awaiting_job(api)
+
+    answers = await asyncio.gather(*(tell(api, job, model=f"m-{n}") for n in range(8)))
+
+    kept = (await stored(api, job)).endpoints[0].model
+    believed = [a.json()["students"][0]["endpoint"]["model"] for a in answers if a.status_code == 200]
+    assert kept in believed
+    assert {answer.status_code for answer in answers} <= {200, 409}
+
+
+@pytest.mark.parametrize("step", ["new", "submitted", "ended"])
+async def test_a_student_that_does_not_await_is_not_told(api: Api, step: Any):
+    job = await an_awaiting_job(api, fine_tunes=[FineTune(step=step, status="succeeded")])
+
+    answer = await tell(api, job)
+
+    assert (answer.status_code, problem_of(answer)["code"]) == (409, "student_not_awaiting")
+
+
+@pytest.mark.parametrize("status", [JobStatus.CANCELLING, JobStatus.FAILED])
+async def test_a_job_that_ends_takes_no_endpoint(api: Api, status: JobStatus):
+    job = await an_awaiting_job(api)
+    await api.store.jobs.change(job, Change(status=status))
+
+    assert (await tell(api, job)).status_code == 409
+
+
+async def test_a_paused_job_keeps_the_endpoint_for_later(api: Api):
+    job = await an_awaiting_job(api)
+    await api.store.jobs.change(job, Change(status=JobStatus.PAUSED))
+
+    assert (await tell(api, job)).status_code == 200
+    assert 0 in (await stored(api, job)).endpoints
+
+
+async def test_what_is_wrong_is_named_and_placed(api: Api):
+    job = await an_awaiting_job(api)
+
+    unknown = await tell(api, job, provider="opanai")
+    assert (unknown.status_code, problem_of(unknown)["errors"][0]["pointer"]) == (422, "/provider")
+    address = await tell(api, job, base_url="https://evil.example/v1")
+    assert (address.status_code, problem_of(address)["errors"][0]["pointer"]) == (422, "/base_url")
+    assert (await tell(api, job, model="")).status_code == 422
+    assert (await tell(api, job, 7)).status_code == 404
+    assert (await tell(api, job, 8)).status_code == 422
+    assert (await tell(api, job, "x")).status_code == 422
+    assert (await stored(api, job)).endpoints == {}
+
+
+async def test_another_tenants_model_is_nobodys_endpoint(api: Api):
+    job = await an_awaiting_job(api)
+    await api.redis.hset(keys.tuned_models("openai"), "ft:gpt-4.1:acme::1", "acme")
+
+    foreign = await tell(api, job, model="ft:gpt-4.1:acme::1")
+    base = await tell(api, job, base_model="ft:gpt-4.1:acme::1")
+    assert [(a.status_code, problem_of(a)["code"]) for a in (foreign, base)] == [(422, "model_unknown")] * 2
+    assert (await stored(api, job)).endpoints == {}
+
+
+async def test_a_key_that_is_held_to_other_providers_cannot_name_this_one(api: Api):
+    job = await an_awaiting_job(api)
+    body = {"tenant": "local", "scopes": ["jobs:write"], "providers": ["openai"]}
+    made = (await api.http.post("/v1/api_keys", json=body)).json()
+    api.http.headers["authorization"] = f"Bearer {made['key']}"
+
+    assert problem_of(await tell(api, job, provider="open"))["code"] == "provider_not_allowed"
+    assert (await tell(api, job, provider="openai")).status_code == 200

@@ -1,0 +1,67 @@
+"""From a fine-tuning job that has succeeded to a model that answers: at once, from its last checkpoint, or after a
+deployment that its owner makes and tells us of."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from msgspec.structs import replace
+
+from shared.models import FineTune, Job
+from shared.ports import TrainingJob
+from worker.stages.student import StudentStep
+
+AWAITING: Final = "awaiting_deployment"
+#: A bell for a job whose worker died before it looked again is noticed after so long.  It costs a read of the row.
+AWAITING_SECONDS: Final = 3_600.0
+
+
+def is_told(job: Job) -> bool:
+    """Whether the owner has said where a student answers, and the student has not been told yet."""
+    return any(tune.step == "awaiting" and number in job.endpoints for number, tune in enumerate(job.fine_tunes))
+
+
+class Landing(StudentStep):
+    """The last step of one student's training."""
+
+    async def land(self, tune: FineTune, job: TrainingJob) -> FineTune | None:
+        """The student as it is kept: ended, or awaiting its deployment.  None: the provider names no model yet.
+
+        tune: with what the look at `job` has shown."""
+        way = self._tools.providers.settings(self._student.provider).tuned_model
+        model = job.fine_tuned_model
+        if way == "checkpoint" or (way == "deployment" and model is None):
+            model = await self._last_checkpoint(job.id) or (model if way == "deployment" else None)
+        if model is None and way != "deployment":
+            return None
+        await self._found(tune)
+        tune = replace(tune, fine_tuned_model=model, cost_nano=self._cost_nano(job))
+        if way == "deployment":
+            tune = replace(tune, step="awaiting", status=AWAITING, reserved_nano=0)
+            self._say(
+                "warn",
+                f"Student {self._number} is trained and waits for its deployment.  Deploy it at the provider, then "
+                f"tell with POST /v1/jobs/{self._job.id}/students/{self._number}/endpoint where it answers.",
+                {"status": AWAITING, "fine_tuned_model": model},
+            )
+            await self._keep(tune)
+            return tune
+        self._say("info", f"Student {self._number} is trained.", {"fine_tuned_model": model})
+        return await self._end(tune, status="succeeded", error=None)
+
+    async def await_endpoint(self, tune: FineTune) -> float | None:
+        """Seconds until the next look at the row, None when the student answers somewhere."""
+        endpoint = self._job.endpoints.get(self._number)
+        if endpoint is None:
+            return AWAITING_SECONDS
+        await self._end(replace(tune, endpoint=endpoint), status="succeeded", error=None)
+        return None
+
+    async def _last_checkpoint(self, fine_tuning_job_id: str) -> str | None:
+        checkpoints = await self._trainer.checkpoints(fine_tuning_job_id)
+        return max(checkpoints, key=lambda checkpoint: checkpoint.step).model if checkpoints else None
+
+    def _cost_nano(self, job: TrainingJob) -> int | None:
+        if job.trained_tokens is None:
+            return None
+        return self._tools.prices.training_nano(self._price_list(), self._student.model, job.trained_tokens)
