@@ -7,6 +7,7 @@ from builders import TENANT, accepted, loaded, prompts
 from doubles import Lab, ScriptedTeacher, ScriptedTrainer, pumping
 from engines import a_whole_job, an_engine, in_training, rung
 
+from shared.errors import ProviderModelMissing
 from shared.lifecycle import JobStatus, Stage
 from shared.models import StudentEndpoint, WebhookTarget
 from shared.plan import evaluation_plans
@@ -67,6 +68,22 @@ async def test_a_success_without_a_model_is_looked_at_again(store, way):
 
     lab.the_trainer.names_a_model, lab.the_trainer.checkpoint_steps = True, [7]
     assert (await rung(store, engine, job, times=3)).stage is Stage.EVALUATING
+
+
+@pytest.mark.parametrize("steps", [[], [3, 9]])
+async def test_whoever_deploys_is_told_which_checkpoint_is_the_last_where_no_model_is_named(store, steps):
+    job = await awaiting(store, a_lab(names_a_model=False, checkpoint_steps=steps))
+
+    [said] = [event for event in await store.jobs.events(job.id, after=0, limit=99) if "checkpoint" in event.data]
+    assert said.data["checkpoint"] == ("ftckpt-9" if steps else None)
+    assert job.fine_tunes[0].fine_tuned_model == ("ft:ftjob-0:ckpt-step-9" if steps else None)
+
+
+async def test_a_provider_that_lists_no_checkpoints_can_be_deployed_from_all_the_same(store):
+    lab = a_lab()
+    lab.the_trainer.faults["checkpoints"] = ProviderModelMissing("There is no such route.", status=404)
+
+    assert (await awaiting(store, lab)).fine_tunes[0].fine_tuned_model == "ft:ftjob-0"
 
 
 # --- a deployment ----------------------------------------------------------------------------------------------------

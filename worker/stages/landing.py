@@ -7,8 +7,9 @@ from typing import Final
 
 from msgspec.structs import replace
 
+from shared.errors import ProviderModelMissing, ProviderRejected
 from shared.models import FineTune, Job
-from shared.ports import TrainingJob
+from shared.ports import TrainingCheckpoint, TrainingJob
 from worker.stages.student import StudentStep
 
 AWAITING: Final = "awaiting_deployment"
@@ -30,8 +31,11 @@ class Landing(StudentStep):
         tune: with what the look at `job` has shown."""
         way = self._tools.providers.settings(self._student.provider).tuned_model
         model = job.fine_tuned_model
-        if way == "checkpoint" or (way == "deployment" and model is None):
-            model = await self._last_checkpoint(job.id) or (model if way == "deployment" else None)
+        checkpoint = await self._last_checkpoint(job.id) if way != "ready" else None
+        if checkpoint is not None and (way == "checkpoint" or model is None):
+            model = checkpoint.model
+        elif way == "checkpoint":
+            model = None
         if model is None and way != "deployment":
             return None
         await self._found(tune)
@@ -42,7 +46,7 @@ class Landing(StudentStep):
                 "warn",
                 f"Student {self._number} is trained and waits for its deployment.  Deploy it at the provider, then "
                 f"tell with POST /v1/jobs/{self._job.id}/students/{self._number}/endpoint where it answers.",
-                {"status": AWAITING, "fine_tuned_model": model},
+                {"status": AWAITING, "fine_tuned_model": model, "checkpoint": checkpoint and checkpoint.id},
             )
             await self._keep(tune)
             return tune
@@ -57,9 +61,13 @@ class Landing(StudentStep):
         await self._end(replace(tune, endpoint=endpoint), status="succeeded", error=None)
         return None
 
-    async def _last_checkpoint(self, fine_tuning_job_id: str) -> str | None:
-        checkpoints = await self._trainer.checkpoints(fine_tuning_job_id)
-        return max(checkpoints, key=lambda checkpoint: checkpoint.step).model if checkpoints else None
+    async def _last_checkpoint(self, fine_tuning_job_id: str) -> TrainingCheckpoint | None:
+        """None also where the provider has no list of them: a deployment needs none."""
+        try:
+            checkpoints = await self._trainer.checkpoints(fine_tuning_job_id)
+        except (ProviderModelMissing, ProviderRejected):
+            return None
+        return max(checkpoints, key=lambda checkpoint: checkpoint.step, default=None)
 
     def _cost_nano(self, job: TrainingJob) -> int | None:
         if job.trained_tokens is None:
