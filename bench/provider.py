@@ -185,6 +185,8 @@ class Server:
             body = json.dumps(
                 {"id": path.rpartition(b"/")[2].decode(), "object": "model", "created": 1, "owned_by": "bench"}
             )
+        elif path.startswith(b"/v1/fine_tuning/jobs?"):  # a job begins only where training is served
+            body = json.dumps({"object": "list", "data": [], "has_more": False})
         elif path == b"/stats":
             body = json.dumps(self.stats())
         else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from datetime import UTC, date, datetime
+from email.utils import format_datetime
 
 
 class Clock:
@@ -20,7 +21,14 @@ class Clock:
 
     def today(self) -> date:
         """The date by which models retire; it starts at the option `today`."""
-        return datetime.fromtimestamp(self.now() + self._calendar_shift, UTC).date()
+        return self._calendar().date()
+
+    def http_date(self) -> str:
+        """The Date header: the calendar's day, by which clients know what day it is here."""
+        return format_datetime(self._calendar(), usegmt=True)
+
+    def _calendar(self) -> datetime:
+        return datetime.fromtimestamp(self.now() + self._calendar_shift, UTC)
 
     def advance(self, seconds: float) -> None:
         self.advanced_seconds += seconds

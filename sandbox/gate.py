@@ -39,6 +39,7 @@ class Gate:
         try:
             reply, mishap = await self._reply(scope, receive, body)
             reply.headers += [
+                (b"date", world.clock.http_date().encode()),
                 (b"x-request-id", request_id.encode()),
                 (b"openai-processing-ms", str(round((time.perf_counter() - started) * 1000)).encode()),
                 (b"openai-organization", b"org-sandbox"),

@@ -50,6 +50,7 @@ def serve(options: Options) -> None:
         access_log=False,
         proxy_headers=False,
         server_header=False,
+        date_header=False,  # the sandbox has a calendar of its own
         timeout_graceful_shutdown=1,
         backlog=2048,
     )

@@ -8,7 +8,7 @@ from typing import Any, Final, Protocol
 
 import msgspec
 
-from shared.models import JsonObject, Usage
+from shared.models import JsonObject, ListedModel, Usage
 
 
 class CompletionRequest(msgspec.Struct, frozen=True):
@@ -249,7 +249,33 @@ class Trainer(Protocol):
     async def checkpoints(self, job_id: str) -> Sequence[TrainingCheckpoint]:
         """Those that the provider keeps, in no particular order."""
 
-    async def shutdown_date(self, model: str) -> str | None:
-        """Day on which the provider retires the model, "YYYY-MM-DD", or None.  Raises `ProviderModelMissing`."""
+    async def close(self) -> None: ...
+
+
+class ModelFacts(msgspec.Struct, frozen=True):
+    """today: the day it is by the provider's clock, "YYYY-MM-DD"."""
+
+    model: ListedModel
+    today: str
+
+
+class ModelList(msgspec.Struct, frozen=True):
+    """models: by id, at most some thousands; empty where the provider lists none."""
+
+    models: dict[str, ListedModel]
+    today: str
+
+
+class ModelDirectory(Protocol):
+    """What a provider has, learned without spending anything."""
+
+    async def listed(self) -> ModelList: ...
+
+    async def look_up(self, model: str) -> ModelFacts:
+        """Raises `ProviderModelMissing`."""
+
+    async def require_training(self) -> None:
+        """Raises `ProviderTrainingClosed` when the provider serves no fine-tuning jobs, as far as a list of them can
+        tell."""
 
     async def close(self) -> None: ...

@@ -81,14 +81,17 @@ class Catalogues:
     def __init__(self, store: Store, *, clock: Callable[[], float] = time.time) -> None:
         self._store = store
         self._clock = clock
-        self._seen: dict[str, tuple[float, Catalogue | None]] = {}
+        self._seen: dict[str, tuple[float, Catalogue]] = {}
 
     async def of(self, provider: str) -> Catalogue | None:
         """provider: a configured one, so that what is remembered stays small."""
         seen = self._seen.get(provider)
-        if seen is None or self._clock() - seen[0] > _REMEMBERED_SECONDS:
-            seen = self._seen[provider] = (self._clock(), await self._store.catalogues.get(provider))
-        return seen[1]
+        if seen is not None and self._clock() - seen[0] < _REMEMBERED_SECONDS:
+            return seen[1]
+        found = await self._store.catalogues.get(provider)
+        if found is not None:
+            self._seen[provider] = (self._clock(), found)
+        return found
 
     async def fresh(self, provider: str) -> Catalogue | None:
         """None when it was not read lately, or the provider lists no models."""

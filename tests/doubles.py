@@ -6,16 +6,19 @@ import asyncio
 import contextlib
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from shared.errors import StoreError
+from shared.errors import ProviderModelMissing, StoreError
+from shared.models import ListedModel
 from shared.ports import (
     Completion,
     CompletionRequest,
+    ModelFacts,
+    ModelList,
     TrainingCheckpoint,
     TrainingEvent,
     TrainingJob,
@@ -213,9 +216,38 @@ class ScriptedTrainer:
                 for step in self.checkpoint_steps
             ]
 
-    async def shutdown_date(self, model: str) -> str | None:
-        with self._call("shutdown_date"):
-            return None
+    async def close(self) -> None:
+        pass
+
+
+class ScriptedModels:
+    """A provider's models.  retire: the day each retires; missing: models it lacks; faults: raised once each, by the
+    name of the call.  asked: what was looked up."""
+
+    def __init__(self, *, retire: Mapping[str, str] | None = None, missing: Collection[str] = ()) -> None:
+        self.retire = dict(retire or {})
+        self.missing = set(missing)
+        self.today = "2026-11-22"
+        self.faults: dict[str, BaseException] = {}
+        self.asked: list[str] = []
+
+    def _call(self, name: str) -> None:
+        if (error := self.faults.pop(name, None)) is not None:
+            raise error
+
+    async def listed(self) -> ModelList:
+        self._call("listed")
+        return ModelList({name: ListedModel(shutdown_date=day) for name, day in self.retire.items()}, self.today)
+
+    async def look_up(self, model: str) -> ModelFacts:
+        self._call("look_up")
+        self.asked.append(model)
+        if model in self.missing:
+            raise ProviderModelMissing("The provider has no such model.", status=404)
+        return ModelFacts(ListedModel(shutdown_date=self.retire.get(model)), self.today)
+
+    async def require_training(self) -> None:
+        self._call("require_training")
 
     async def close(self) -> None:
         pass
@@ -234,6 +266,7 @@ class Lab:
     ) -> None:
         self.the_teacher = teacher or ScriptedTeacher()
         self.the_trainer: ScriptedTrainer = trainer or ScriptedTrainer()
+        self.the_models = ScriptedModels()
         self._settings = ProviderSettings(base_url="http://lab.invalid/v1", prices=prices, **of_provider)
 
     def settings(self, name: str) -> ProviderSettings:
@@ -244,6 +277,9 @@ class Lab:
 
     def trainer(self, name: str) -> ScriptedTrainer:
         return self.the_trainer
+
+    def models(self, name: str) -> ScriptedModels:
+        return self.the_models
 
     def archive(self, name: str) -> None:
         return None

@@ -21,6 +21,7 @@ from shared.queue import celery_app
 from shared.retries import RetryPolicy
 from shared.settings import Settings
 from shared.store import Store
+from worker.catalogue import Cataloguer
 from worker.cleaner import Cleaner, CleaningLimits
 from worker.engine import Engine
 from worker.janitor import Janitor
@@ -38,6 +39,7 @@ _ALIVE_SECONDS: Final = 10.0
 _BELL_THREADS: Final = 2  # a bell takes a thread for no longer than it takes to wake the loop
 _DELIVERIES_PER_HAND: Final = 4  # a delivery mostly waits, for up to the webhook time-out
 _PURGES: Final = 4
+_READINGS: Final = 4  # of providers' models
 
 
 class Worker:
@@ -68,6 +70,9 @@ class Worker:
 
     async def clean_up_job(self, id_: str) -> None:
         await self.cleaner.clean(JobId(id_))
+
+    async def read_models(self, id_: str) -> None:
+        await self.cataloguer.read(id_)
 
     # --- life of the process ------------------------------------------------------------------------------------------
 
@@ -135,6 +140,7 @@ class Worker:
                 look_seconds=settings.poll_max_seconds,
             ),
         )
+        self.cataloguer = Cataloguer(self.store, self.providers, settings.providers)
         self.sweeper = Sweeper(
             self.store,
             {
@@ -142,6 +148,7 @@ class Worker:
                 "dlv": Work(settings.worker_hands * _DELIVERIES_PER_HAND, self.deliver_webhook),
                 "exp": Work(_PURGES, self.purge_job),
                 "cln": Work(settings.worker_hands, self.clean_up_job),
+                "cat": Work(_READINGS, self.read_models),
             },
             interval_seconds=settings.sweep_interval_seconds,
             grace_seconds=settings.sweep_grace_seconds,
@@ -154,6 +161,10 @@ class Worker:
     async def _begin_services(self) -> None:
         for service in (self.pump.run(), self.sweeper.run(), self._announce()):
             self._spawn(service)
+        try:
+            await self.cataloguer.begin()
+        except StoreError:
+            _log.warning("models_not_due")  # those that were due before stay so
 
     def _on_shutting_down(self, **_: Any) -> None:
         _log.info("worker_shutting_down", worker=self.id, calls_in_flight=self.pump.in_flight)

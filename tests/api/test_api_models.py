@@ -21,6 +21,7 @@ ACME, RIVAL = TenantId("acme"), TenantId("rival")
 TEACHER, STUDENT = "gpt-6.1-sol", "gpt-4.1-mini-2025-04-14"
 TODAY = datetime.now(UTC).date()
 TUNED = f"ft:{STUDENT}:org:triage:abc"
+RATED = {"min_accepted": 5}
 SCORE = {"type": "score_model", "provider": "openai", "model": TEACHER}
 
 
@@ -130,6 +131,7 @@ async def test_a_fine_tuned_model_is_shown_to_the_tenant_whose_job_made_it(api: 
         ({"teacher": {"provider": "openai", "model": "gpt-6.1-sool"}}, "teacher.model"),
         ({"students": [{"provider": "openai", "model": "gpt-6.1-sool"}]}, "students.0.model"),
         ({"evaluation": {"graders": [SCORE | {"model": "gpt-6.1-sool"}]}}, "evaluation.graders.0.model"),
+        ({"curation": RATED | {"grader": SCORE | {"model": "gpt-6.1-sool"}}}, "curation.grader.model"),
     ],
 )
 async def test_a_model_that_the_provider_lacks_is_refused_with_near_ones(api: Api, change: dict[str, Any], param: str):
@@ -240,6 +242,7 @@ STORED = {"type": "stored_completions", "provider": "lab", "metadata": {"a": "b"
         ({"teacher": LAB}, "teacher.provider"),
         ({"students": [LAB]}, "students.0.provider"),
         ({"evaluation": {"graders": [SCORE | {"provider": "lab"}]}}, "evaluation.graders.0.provider"),
+        ({"curation": RATED | {"grader": SCORE | {"provider": "lab"}}}, "curation.grader.provider"),
         ({"source": STORED}, "source.provider"),
     ],
 )

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from shared.errors import JobFailed
-from shared.ports import Batcher, CompletionArchive, TeacherPort, Trainer
+from shared.ports import Batcher, CompletionArchive, ModelDirectory, TeacherPort, Trainer
 from shared.settings import ProviderSettings
 from worker.providers.lean import LeanTeacher
 from worker.providers.openai import OpenAIArchive, OpenAITeacher, OpenAITrainer
 from worker.providers.openai_batches import OpenAIBatcher
+from worker.providers.openai_models import OpenAIModels
 
 
 class Providers:
@@ -20,6 +21,7 @@ class Providers:
         self._trainers: dict[str, Trainer] = {}
         self._archives: dict[str, CompletionArchive] = {}
         self._batchers: dict[str, Batcher] = {}
+        self._models: dict[str, ModelDirectory] = {}
 
     def settings(self, name: str) -> ProviderSettings:
         """Raises JobFailed when this worker does not know the provider: its settings differ from the API's."""
@@ -56,12 +58,18 @@ class Providers:
             self._batchers[name] = OpenAIBatcher(self.settings(name), timeout_seconds=self._trainer_timeout_seconds)
         return self._batchers[name]
 
+    def models(self, name: str) -> ModelDirectory:
+        if name not in self._models:
+            self._models[name] = OpenAIModels(self.settings(name), timeout_seconds=self._trainer_timeout_seconds)
+        return self._models[name]
+
     async def close(self) -> None:
-        clients: list[TeacherPort | Trainer | CompletionArchive | Batcher] = [
+        clients: list[TeacherPort | Trainer | CompletionArchive | Batcher | ModelDirectory] = [
             *self._teachers.values(),
             *self._trainers.values(),
             *self._archives.values(),
             *self._batchers.values(),
+            *self._models.values(),
         ]
         for client in clients:
             await client.close()

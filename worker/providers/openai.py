@@ -303,24 +303,6 @@ class OpenAITrainer:
             for kept in page
         ]
 
-    async def shutdown_date(self, model: str) -> str | None:
-        try:
-            found = await asked(self._client.models.retrieve(model))
-        except ProviderModelMissing:
-            if await self._lists(model):
-                return None
-            raise
-        date = (found.model_extra or {}).get("shutdown_date", getattr(found, "shutdown_date", None))
-        return date if isinstance(date, str) else None
-
-    async def _lists(self, model: str) -> bool:
-        """Whether the model is on the list, or there is no list to ask: not every server has both routes."""
-        try:
-            page = await asked(self._client.models.list())
-        except ProviderError:
-            return True
-        return any(listed.id == model for listed in page.data)
-
     def _read(self, job: FineTuningJob) -> TrainingJob:
         return _training_job(job, self._provider.statuses)
 

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from shared.errors import ProviderError, ProviderModelMissing, ProviderQuotaExhausted
 from shared.lifecycle import PausedReason
 from shared.models import Job, JobError
-from shared.plan import PassPlan, judge_plans, rating_plan, teacher_plans
+from shared.plan import PassPlan, teacher_plans
 from shared.store.passes import Halt, PassId
-from worker.completions import job_error
 from worker.outcomes import Done, Fail, Outcome, Pause, Wait
 from worker.stages import Save, Tools
 from worker.stages.batch import generate_by_batches
+from worker.stages.preflight import preflight
 from worker.stages.stored import read_stored
 
 _LOOK_AGAIN_SECONDS = 15.0  # the pump rings when the pass is complete; this is for the bell that was lost
@@ -24,8 +23,8 @@ async def generate(job: Job, tools: Tools, save: Save) -> Outcome:
     if stored and (reading := await read_stored(job, tools, save)) is not None:
         return reading
     untouched = job.counters.settled == 0 and not job.batches
-    if untouched and (missing := await _missing_model(job, tools)) is not None:
-        return Fail(missing)
+    if untouched and (refusal := await preflight(job, tools, save)) is not None:
+        return Fail(refusal)
     if job.spec.teacher.mode == "batch" and not stored:
         return await generate_by_batches(job, tools, save)
     prompts = job.counters.prompts_total
@@ -77,23 +76,3 @@ def _outcome_of(halt: Halt, job: Job) -> Outcome:
     if halt.kind == "pause":
         return Pause(PausedReason(halt.reason), needs_nano=halt.needs_nano)
     return Fail(halt.error or JobError(code=halt.reason, message="The pass was stopped.", stage=job.stage))
-
-
-async def _missing_model(job: Job, tools: Tools) -> JobError | None:
-    """The first model the provider does not have, found before anything is spent.
-
-    A teacher whose answers are all stored may have retired."""
-    asked = [] if job.spec.stored else [("teacher.model", job.spec.teacher.provider, job.spec.teacher.model)]
-    asked += [(f"students.{i}.model", s.provider, s.model) for i, s in enumerate(job.spec.students)]
-    judges = [*filter(None, [rating_plan(job)]), *judge_plans(job)]
-    asked += [(plan.param, plan.provider, plan.model) for plan in judges]
-    for param, provider, model in asked:
-        try:
-            await tools.providers.trainer(provider).shutdown_date(model)
-        except ProviderModelMissing as error:
-            return job_error(error, job.stage, param=param)
-        except ProviderError as error:
-            if not error.retryable and not isinstance(error, ProviderQuotaExhausted):
-                return job_error(error, job.stage)
-            raise
-    return None

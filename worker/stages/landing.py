@@ -10,6 +10,7 @@ from msgspec.structs import replace
 from shared.errors import ProviderModelMissing, ProviderRejected
 from shared.models import FineTune, Job
 from shared.ports import TrainingCheckpoint, TrainingJob
+from worker.stages.preflight import last_day
 from worker.stages.student import StudentStep
 
 AWAITING: Final = "awaiting_deployment"
@@ -40,6 +41,9 @@ class Landing(StudentStep):
             return None
         await self._found(tune)
         tune = replace(tune, fine_tuned_model=model, cost_nano=self._cost_nano(job))
+        if model is not None:
+            retires = await last_day(self._tools, self._student.provider, model, otherwise=tune.shutdown_date)
+            tune = replace(tune, shutdown_date=retires)
         if way == "deployment":
             tune = replace(tune, step="awaiting", status=AWAITING, reserved_nano=0)
             self._say(
