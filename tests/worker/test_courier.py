@@ -246,6 +246,63 @@ async def test_events_of_one_tenant_reach_no_endpoint_of_another(
     assert await Notices(store).of(job, "job.failed") == []
 
 
+async def test_the_log_tells_each_kind_of_trouble_of_a_receiver_that_is_away_for_an_hour(
+    store: Store, endpoints: Endpoints, job: Job, receiver: Receiver, valkey_client: redis.Redis
+):
+    """Down, hanging, redirecting, and at a private address on the second look-up; then it is back."""
+
+    async def hang(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()  # until the courier gives up
+        writer.close()
+
+    silent = await asyncio.start_server(hang, "127.0.0.1", 0)
+    port = int(receiver.url.rpartition(":")[2].strip("/"))
+    looked_up = iter([["127.0.0.1"], ["10.0.0.1"], ["127.0.0.1"], ["127.0.0.1"]])
+
+    async def resolve(*_: Any) -> list[str]:
+        return next(looked_up)
+
+    outbound = Outbound(allow_http=True, allow_networks=LOOPBACK, ports=(), timeout_seconds=0.3, resolve=resolve)
+    courier = Courier(store, outbound, secret=b"s" * 32, timeout_seconds=0.3)
+    named = f"http://hooks.example.com:{port}/"
+    endpoint = await an_endpoint(endpoints, job, named)
+    test = await endpoints.test(job.tenant, endpoint.id)
+    receiver.statuses = [302, 500, 200]
+    waits_seconds: list[float] = []
+    for url in (
+        named,  # redirects
+        named,  # and now lies in a private network
+        "http://127.0.0.1:1/",  # is down
+        f"http://127.0.0.1:{silent.sockets[0].getsockname()[1]}/",  # hangs
+        named,  # is broken
+        named,  # is back
+    ):
+        await endpoints.change(job.tenant, endpoint.id, {"url": url})
+        await courier.deliver(DeliveryId(test.id))
+        due_ms = await valkey_client.zscore(keys.DUE, f"dlv:{test.id}")
+        if due_ms is not None:
+            waits_seconds.append((due_ms - now_ms()) / 1000)
+        await courier.deliver(DeliveryId(test.id))  # rung before its time: nothing is sent
+        await _time_passes(valkey_client, test)
+    silent.close()
+    await silent.wait_closed()
+
+    [delivery] = await log(endpoints, endpoint)
+    assert [(attempt.status, attempt.error) for attempt in delivery.attempts] == [
+        (302, "redirect"),
+        (None, "address_not_allowed"),
+        (None, "connection_refused"),
+        (None, "timeout"),
+        (500, None),
+        (200, None),
+    ]
+    assert delivery.status == "delivered"
+    assert len(receiver.received) == 3
+    for waited, wanted in zip(waits_seconds, SCHEDULE_SECONDS[1:], strict=False):
+        assert wanted - 2 <= waited <= wanted * 1.1
+    assert len(waits_seconds) == 5
+
+
 async def _time_passes(client: redis.Redis, delivery: Delivery) -> None:
     """Until the next attempt is due."""
     await client.hset(keys.delivery(DeliveryId(delivery.id)), "lease_until_ms", 0)
