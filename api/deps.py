@@ -6,8 +6,9 @@ import asyncio
 import difflib
 import hmac
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any, Final, TypeVar, cast, get_args
+from typing import Annotated, Any, Final, ParamSpec, TypeVar, cast, get_args
 
 import msgspec
 from fastapi import Depends, Request
@@ -34,13 +35,15 @@ from shared.settings import Settings
 from shared.store import Store
 
 Body = TypeVar("Body", bound=BaseModel)
+T = TypeVar("T")
+P = ParamSpec("P")
 
 SCOPES: Final = get_args(Scope)
 LOCAL: Final = TenantId("local")
 DEEPEST_JSON: Final = 64  # levels; what later recurses over the body must never run out of stack
 _METADATA: Final = re.compile(r"metadata\[(.{1,64})\]", re.DOTALL)
 _METADATA_PAIRS_MAX: Final = 16
-_LARGE_BODY_BYTES: Final = 100_000  # from here on a body is read in a thread, so that others need not wait for it
+_LARGE_BODY_BYTES: Final = 100_000  # some 5 ms of reading and planning; a thread costs more than that is worth
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,12 @@ class Services:
     streams: Slots
 
 
-def _services(request: Request) -> Services:
+async def _services(request: Request) -> Services:
+    """async though it awaits nothing, as every dependency here: the framework runs plain functions in threads."""
+    return services_of(request)
+
+
+def services_of(request: Request) -> Services:
     return cast("Services", request.app.state.services)
 
 
@@ -89,11 +97,18 @@ class Caller:
     providers: frozenset[str] | None = None
 
 
-async def authenticate(request: Request, services: Wired) -> Caller:
-    """Who asks, once the request is counted.  Raises Unauthenticated, or TooMany."""
+async def authenticate(request: Request) -> Caller:
+    """Who asks, once the request is counted.  Raises Unauthenticated, or TooMany.
+
+    Remembered with the request, not by the framework, which would solve the tree below for everyone who asks."""
+    known: Caller | None = getattr(request.state, "caller", None)
+    if known is not None:
+        return known
+    services = services_of(request)
     caller = await _caller(request, services)
     request.state.rate = services.allowances.exhausted(caller.tenant)
     request.state.rate = await services.allowances.spend(caller.tenant)
+    request.state.caller = caller
     return caller
 
 
@@ -132,7 +147,8 @@ class Requirement:
 
     scope: Scope
 
-    async def __call__(self, caller: Annotated[Caller, Depends(authenticate)]) -> Caller:
+    async def __call__(self, request: Request) -> Caller:
+        caller = await authenticate(request)
         if self.scope not in caller.scopes:
             raise Forbidden(f"This route asks for the scope {self.scope}, which the API key does not have.")
         return caller
@@ -145,11 +161,13 @@ def requires(scope: Scope) -> Any:
 
 async def known_query_only(request: Request) -> None:
     """A misspelt filter must not silently select everything."""
+    sent = list(request.query_params.multi_items())
+    if not sent:
+        return
     dependant = getattr(request.scope.get("route"), "dependant", None)
     known = (
         {field.alias for field in get_flat_params(dependant) if _is_query(field)} if dependant is not None else set()
     )
-    sent = list(request.query_params.multi_items())
     if dependant is not None and any(inner.call is metadata_filter for inner in dependant.dependencies):
         known |= {name for name, _ in sent if _METADATA.fullmatch(name)} | {"metadata[…]"}
     for name, _ in sent:
@@ -163,7 +181,7 @@ async def known_query_only(request: Request) -> None:
             raise query_fault(name, "duplicate", f"The query parameter {name} may be given once")
 
 
-def metadata_filter(request: Request) -> dict[str, str]:
+async def metadata_filter(request: Request) -> dict[str, str]:
     """`metadata[team]=a&metadata[env]=prod`: pairs that a job must carry, all of them."""
     pairs = {}
     for name, value in request.query_params.multi_items():
@@ -212,6 +230,13 @@ async def read_body(request: Request, limit: int) -> bytes:
 
 def _too_large(limit: int) -> BodyTooLarge:
     return BodyTooLarge(f"The body may have at most {limit:,} bytes.")
+
+
+async def aside(size: int, work: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
+    """Work on a body of `size` bytes: in a thread when it is large, so that others need not wait for it."""
+    if size > _LARGE_BODY_BYTES:
+        return await asyncio.to_thread(work, *arguments, **named)
+    return work(*arguments, **named)
 
 
 def require_json(request: Request) -> None:
@@ -263,15 +288,16 @@ def json_body(model: type[Body], *, optional: bool = False) -> Any:
     def read(body: bytes) -> Body:
         return validated(model, parse_json(body))
 
-    async def dependency(request: Request, services: Wired) -> Body:
+    async def dependency(request: Request) -> Body:
         declared_empty = (
             request.headers.get("content-length", "0") == "0" and "transfer-encoding" not in request.headers
         )
         if optional and declared_empty:
             return validated(model, {})
         require_json(request)
-        body = await read_body(request, services.settings.body_max_bytes)
-        return await asyncio.to_thread(read, body) if len(body) > _LARGE_BODY_BYTES else read(body)
+        body = await read_body(request, services_of(request).settings.body_max_bytes)
+        request.state.body_bytes = len(body)
+        return await aside(len(body), read, body)
 
     return Depends(dependency)
 

@@ -23,7 +23,7 @@ _QUOTED: Final = re.compile(r'"((?:[^"\\]|\\["\\])*)"')  # a structured header's
 _PLAIN: Final = re.compile(r"[\x20-\x7e]{1,255}")
 
 
-def _key(
+async def _key(
     request: Request,
     _: Annotated[
         str | None,

@@ -14,7 +14,7 @@ LONGEST_SECONDS: Final = 60
 _WAIT: Final = re.compile(r'wait\s*=\s*"?(\d{1,9})"?', re.IGNORECASE)
 
 
-def _wait_seconds(
+async def _wait_seconds(
     request: Request,
     _: Annotated[
         str | None, Header(alias="Prefer", description="`wait=N`: answer once the job has ended, or after N ≤ 60 s")

@@ -7,7 +7,7 @@ import importlib
 import signal
 import sys
 
-NAMES = ("completions", "workers", "limits", "fairness", "million", "files", "clients", "polling")
+NAMES = ("completions", "workers", "limits", "fairness", "million", "files", "api", "clients", "polling")
 
 
 def main() -> None:

@@ -31,6 +31,9 @@ from shared.store.purging import Receipt
 S = JobStatus
 _DAY_MS: Final = 86_400_000
 _RINGS_MAX: Final = 1_000  # bells on their way; beyond, the sweep finds the jobs by their due time
+#: A message costs 2 ms of the process, as much as accepting a job.  Where more are asked for, workers have work, and
+#: their sweep finds the rest within a second.
+_RINGS_PER_SECOND: Final = 50
 _TRIES: Final = 8  # a change refused because the job moved meanwhile is decided again, so many times
 
 
@@ -57,6 +60,8 @@ class Jobs:
         self._clock = clock
         self._notices = Notices(store)
         self._rings: set[asyncio.Task[bool]] = set()
+        self._rings_left: float = _RINGS_PER_SECOND
+        self._rung_at = 0.0
 
     # --- asking for one ----------------------------------------------------------------------------------------------
 
@@ -313,7 +318,11 @@ class Jobs:
 
     def ring(self, job_id: JobId, task_name: str = ADVANCE_JOB) -> None:
         """Never waited for: a bell that is lost is rung again by the sweep."""
-        if len(self._rings) < _RINGS_MAX:
+        now = asyncio.get_running_loop().time()
+        self._rings_left = min(_RINGS_PER_SECOND, self._rings_left + (now - self._rung_at) * _RINGS_PER_SECOND)
+        self._rung_at = now
+        if self._rings_left >= 1 and len(self._rings) < _RINGS_MAX:
+            self._rings_left -= 1
             task = asyncio.get_running_loop().create_task(self._doorbell.ring(task_name, job_id))
             self._rings.add(task)
             task.add_done_callback(self._rings.discard)

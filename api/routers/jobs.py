@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping
 from typing import Annotated, Any, Final, Literal
 
@@ -15,6 +14,7 @@ from api.deps import (
     MetadataFilter,
     Services,
     Wired,
+    aside,
     authenticate,
     body_docs,
     json_body,
@@ -113,32 +113,33 @@ async def create_job(
 ) -> Any:
     """Queue a distillation job.  With the answer in hand, the job survives a crash of every process."""
     if validate_only:
-        plan = await _plan(caller, services, body)
+        plan = await _plan(caller, services, body, request)
         return Response(EstimateOut.of(plan).model_dump_json(), 200, media_type="application/json")
     async with repeatable(services.store, caller.tenant, "POST /v1/jobs", key, body, _first_answer) as once:
         if isinstance(once, Kept):
             new: Job | Kept = once
         else:
-            plan = await _plan(caller, services, body)
+            plan = await _plan(caller, services, body, request)
             new = await services.jobs.accept(caller.tenant, plan, once=once)
     return await _accepted(new, services, request, caller, wait_seconds)
 
 
-async def _plan(caller: Caller, services: Services, body: JobCreate) -> Plan:
+async def _plan(caller: Caller, services: Services, body: JobCreate, request: Request) -> Plan:
     spec = body.to_spec()
     require_allowed(spec, caller.providers)
-    return await services.preflight.cleared(caller.tenant, await _planned(caller, services, body, spec))
+    return await services.preflight.cleared(caller.tenant, await _planned(caller, services, body, spec, request))
 
 
-async def _planned(caller: Caller, services: Services, body: JobCreate, spec: JobSpec) -> Plan:
+async def _planned(caller: Caller, services: Services, body: JobCreate, spec: JobSpec, request: Request) -> Plan:
     if spec.source == "file":
         return await services.planner.from_file(caller.tenant, spec)
     if spec.source == "job":
         return await services.planner.from_job(caller.tenant, spec)
     if spec.source == "stored_completions":
         return services.planner.from_stored(spec)
-    prompts = await asyncio.to_thread(body.to_prompts, most=services.settings.inline_prompts_max)
-    return await asyncio.to_thread(services.planner.plan, spec, prompts)
+    size: int = request.state.body_bytes
+    prompts = await aside(size, body.to_prompts, most=services.settings.inline_prompts_max)
+    return await aside(size, services.planner.plan, spec, prompts)
 
 
 @router.get("", responses=documented(400), openapi_extra=METADATA_DOCS)
