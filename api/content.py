@@ -4,6 +4,7 @@ Everything is read a chunk at a time, so memory stays flat and a page costs the 
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hashlib
 from collections.abc import AsyncIterator
@@ -210,8 +211,12 @@ async def dataset_lines(store: Store, job: Job, split: SplitName, format: Format
         samples = [None if kept is None else Sample(*_answer(kept)[:2], kept.reason) for kept in answers]
         if all(sample is None for sample in samples) and all(decision is None for decision in stored):
             continue  # never answered
-        decided = any(decision is not None for decision in stored)
-        decisions = stored if decided else curator.decide_all(prompt, samples)
+        decisions = stored
+        if all(decision is None for decision in stored):
+            # Holding samples against each other takes time that nobody else's request should wait.
+            scored = len(samples) > 1 or job.spec.curation.grader is not None
+            decide = curator.decide_all
+            decisions = await asyncio.to_thread(decide, prompt, samples) if scored else decide(prompt, samples)
         if split_of_all(decisions) == split:
             messages = [None if sample is None else sample.message for sample in samples]
             block += lines_of(job.spec, format, prompt, messages, decisions)

@@ -19,7 +19,7 @@ import msgspec
 from shared.dataset import content_of, text_of
 from shared.errors import Fault, JobFailed, ProviderUnavailable, ValidationFailed
 from shared.graders import parse_grader
-from shared.models import Curation, Decision, JsonObject, Prompt, Split, StoredCompletion
+from shared.models import Curation, Decision, JsonObject, Prompt, Split, StoredCompletion, Student
 from shared.schema_bounds import is_tame
 from shared.selection import choose
 
@@ -393,6 +393,22 @@ def shortfall(counts: Tally, spec: Curation, split: Split) -> JobFailed | None:
             param="split.holdout",
         )
     return None
+
+
+def pair_shortfall(
+    pairs: int, unpaired: Mapping[str, int], spec: Curation, students: Sequence[Student]
+) -> JobFailed | None:
+    """Why there are too few preference pairs for the students that learn from them.  pairs: for training."""
+    waiting = [number for number, student in enumerate(students) if student.method == "dpo"]
+    if not waiting or pairs >= spec.min_accepted:
+        return None
+    reasons = ", ".join(f"{count} {reason}" for reason, count in unpaired.items())
+    return JobFailed(
+        f"{pairs} preference pairs were found for training with dpo and {spec.min_accepted} are needed."
+        f" Examples without a pair: {reasons or 'none'}.",
+        code="too_few_accepted",
+        param=f"students.{waiting[0]}.method",
+    )
 
 
 def _losses(rejected: Mapping[str, int]) -> str:

@@ -31,7 +31,7 @@ class Assumption:
     """At one end of the range.  judge_answer: tokens; more than a few when the judge reasons.
 
     others: of the rows that a judge compares, those besides the base's, which alone is sure to differ from its
-    reference."""
+    reference; and of the examples for dpo, those that are not sure to give a pair."""
 
     bytes_per_token: int
     answer_tokens: int
@@ -103,5 +103,8 @@ def expected_trainings(spec: JobSpec, size: Size, end: Assumption) -> Iterator[T
     for number, student in enumerate(spec.students):
         n_epochs = student.hyperparameters.get("n_epochs", "auto")
         epochs = n_epochs if isinstance(n_epochs, int) else end.epochs
-        tokens = int((each.prompt_tokens + each.completion_tokens) * train * epochs)
+        pairs, answers = train, 1
+        if student.method == "dpo":
+            pairs, answers = train if end.others else min(train, spec.curation.min_accepted), 2
+        tokens = int((each.prompt_tokens + answers * each.completion_tokens) * pairs * epochs)
         yield Training(f"/students/{number}/model", student.provider, student.model, tokens)

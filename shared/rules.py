@@ -89,6 +89,7 @@ class Rules:
         yield from self._batch_faults(spec.teacher)
         yield from self._hyperparameter_faults(spec)
         yield from _sample_faults(spec)
+        yield from _method_faults(spec)
         yield from _score_faults(spec, asked)
         yield from params_faults(
             spec.teacher.model,
@@ -244,6 +245,20 @@ def _sample_faults(spec: JobSpec) -> Iterator[Fault]:
         yield Fault("/teacher/samples", "unsupported_param", "must be 1 where teacher.mode is batch")
     if spec.source == "stored_completions":
         yield Fault("/teacher/samples", "unsupported_param", "must be 1 for stored completions; nothing is generated")
+
+
+def _method_faults(spec: JobSpec) -> Iterator[Fault]:
+    samples, equals = spec.teacher.samples, spec.curation.grader is None
+    for i, student in enumerate(spec.students):
+        if student.method != "dpo":
+            if "beta" in student.hyperparameters:
+                yield Fault(f"/students/{i}/hyperparameters/beta", "unsupported_param", "is for method dpo alone")
+        elif samples < 2:
+            detail = "learns from pairs of answers; ask for them with teacher.samples of 2 to 8"
+            yield Fault(f"/students/{i}/method", "invalid_value", detail)
+        elif samples == 2 and equals:
+            detail = "must be at least 3 for dpo without curation.grader: two answers agree with each other equally"
+            yield Fault("/teacher/samples", "invalid_value", detail)
 
 
 def _score_faults(spec: JobSpec, asked: Asked) -> Iterator[Fault]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from typing import Annotated, Any, Final, Literal
 
@@ -24,6 +25,7 @@ from api.deps import (
 from api.idempotency import IdempotencyKey, repeatable
 from api.problems import RETRY_AFTER_SECONDS, documented
 from api.schemas.common import Page, page_of
+from api.schemas.datasets import ManifestOut
 from api.schemas.job_requests import EndpointIn, JobCreate, Resume
 from api.schemas.jobs import CompletionOut, DeletedJobOut, EstimateOut, EventOut, JobOut
 from api.streaming import Stream, open_event_stream, wants_events
@@ -405,3 +407,21 @@ async def get_dataset(
     if matches(if_none_match, head.etag):
         return _no_change(head.etag)
     return Stream(dataset_lines(services.store, job, split, format), headers=head.headers())
+
+
+@router.get("/{job_id}/dataset/manifest", response_model=ManifestOut, responses=documented(404, 410, 409) | _AS_KNOWN)
+async def get_manifest(
+    job_id: str, caller: DataReader, services: Wired, response: Response, if_none_match: IfNoneMatch = None
+) -> Any:
+    """What the dataset is made of and how, and the identity of each of its files."""
+    job = await services.jobs.get(caller.tenant, job_id)
+    if job.manifest is None:
+        if job.status not in TERMINAL:
+            raise JobNotFinished("The dataset exists once the job's curating stage is done.")
+        raise NotFound("This job ended before its dataset was curated; see its `error`.")
+    manifest = ManifestOut.of(job, job.manifest)
+    etag = f'"{hashlib.sha256(manifest.model_dump_json().encode()).hexdigest()[:32]}"'
+    if matches(if_none_match, etag):
+        return _no_change(etag)
+    response.headers.update({"ETag": etag, "Cache-Control": "private, no-cache"})
+    return manifest

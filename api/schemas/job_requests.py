@@ -76,8 +76,8 @@ class TeacherIn(Request):
 
 
 class HyperparametersIn(Request):
-    """`n_epochs`, `batch_size`, `learning_rate_multiplier`, and what else the student's provider is documented to take
-    (docs/providers.md), such as `lora_r`."""
+    """`n_epochs`, `batch_size`, `learning_rate_multiplier`, for `dpo` also `beta`, and what else the student's provider
+    is documented to take (docs/providers.md), such as `lora_r`."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -85,6 +85,7 @@ class HyperparametersIn(Request):
     n_epochs: _auto_or(int, 1, 50) = "auto"  # type: ignore[valid-type]
     batch_size: _auto_or(int, 1, 256) = "auto"  # type: ignore[valid-type]
     learning_rate_multiplier: _auto_or(float, 1e-6, 1_000) = "auto"  # type: ignore[valid-type]
+    beta: _auto_or(float, 1e-6, 2) | None = None  # type: ignore[valid-type]  # of dpo, where the default is auto
 
 
 class WandbIn(Request):
@@ -104,7 +105,9 @@ class IntegrationIn(Request):
 class StudentIn(Request):
     provider: Provider
     model: Model
-    method: Literal["supervised"] = "supervised"
+    method: Literal["supervised", "dpo"] = Field(
+        "supervised", description="dpo: learns from pairs of the teacher's samples, the kept one and the worst"
+    )
     hyperparameters: HyperparametersIn = HyperparametersIn()
     suffix: str | None = Field(None, min_length=1, max_length=64)
     seed: int | None = Field(None, ge=0, le=2_147_483_647)
@@ -112,7 +115,11 @@ class StudentIn(Request):
 
     def to_domain(self) -> domain.Student:
         integrations = [integration.model_dump(exclude_none=True) for integration in self.integrations]
-        return domain.Student(**self.model_dump() | {"integrations": integrations})
+        hyperparameters = self.hyperparameters.model_dump()
+        if hyperparameters["beta"] is None:
+            del hyperparameters["beta"]
+            hyperparameters |= {"beta": "auto"} if self.method == "dpo" else {}
+        return domain.Student(**self.model_dump() | {"integrations": integrations, "hyperparameters": hyperparameters})
 
 
 class PromptIn(Request):

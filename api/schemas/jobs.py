@@ -194,7 +194,7 @@ class SpecOut(Response):
     webhook: WebhookOut | None
 
 
-def _spec_fields(spec: domain.JobSpec, prompts_total: int) -> dict[str, Any]:
+def spec_fields(spec: domain.JobSpec, prompts_total: int) -> dict[str, Any]:
     hook = spec.webhook
     limit = spec.budget.max_cost_nano
     return {
@@ -277,7 +277,7 @@ class JobOut(SpecOut):
     def of(cls, job: domain.Job) -> Self:
         counters = job.counters
         return cls(
-            **_spec_fields(job.spec, counters.prompts_total),
+            **spec_fields(job.spec, counters.prompts_total),
             id=job.id,
             object="distillation.job",
             version=job.version,
@@ -401,7 +401,7 @@ class EstimateOut(Response):
         ]
         return cls(
             object="distillation.estimate",
-            request=RequestedOut(**_spec_fields(plan.spec, plan.prompts_total), students=students),
+            request=RequestedOut(**spec_fields(plan.spec, plan.prompts_total), students=students),
             cost=None if estimate is None else UsdRange(low=usd(estimate.low_nano), high=usd(estimate.high_nano)),
             warnings=[Advice(code=advice.code, message=advice.message) for advice in plan.warnings],
         )

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from typing import Any
 
 import pytest
-from api_kit import Api, a_request, answer_all, begin, loaded, problem_of
+from api_kit import Api, a_request, answer_all, begin, curate, loaded, problem_of
 
 from shared.curation import Curator, Sample
 from shared.lifecycle import JobStatus
@@ -17,6 +18,8 @@ from shared.store.jobs import Change
 pytestmark = pytest.mark.anyio
 JUDGE = {"type": "score_model", "provider": "openai", "model": "gpt-4.1"}
 MATCH = {"type": "string_check"}
+STUDENT = {"provider": "openai", "model": "gpt-4.1-mini-2025-04-14"}
+DPO = {**STUDENT, "method": "dpo"}
 
 
 def a_teacher(**changes: Any) -> dict[str, Any]:
@@ -58,6 +61,22 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
         {"curation": {"grader": MATCH, "min_score": 1.5}},
         "validation_failed",
         "/curation/min_score",
+    ),
+    "pairs without a choice": ({"students": [DPO]}, "validation_failed", "/students/0/method"),
+    "pairs of two that agree equally": (
+        {"students": [DPO], "teacher": a_teacher(samples=2)},
+        "validation_failed",
+        "/teacher/samples",
+    ),
+    "a beta of no pairs": (
+        {"students": [{**STUDENT, "hyperparameters": {"beta": 0.1}}]},
+        "unsupported_param",
+        "/students/0/hyperparameters/beta",
+    ),
+    "a beta too large": (
+        {"students": [{**DPO, "hyperparameters": {"beta": 2.5}}], "teacher": a_teacher(samples=3)},
+        "validation_failed",
+        "/students/0/hyperparameters/beta",
     ),
     "a threshold where references are missing": (
         {"curation": {"grader": MATCH, "min_score": 0.5, "min_accepted": 5}, "source": referenced(19)},
@@ -192,3 +211,41 @@ async def test_a_prompt_with_an_answer_of_its_own_is_shown_once(api: Api):
     shown = await _pages(api, f"/v1/jobs/{job.id}/completions")
 
     assert [each["sample"] for each in shown if each["prompt_index"] == 19] == [0]
+
+
+@pytest.mark.parametrize(("given", "kept"), [({}, "auto"), ({"beta": 2}, 2), ({"beta": "auto"}, "auto")])
+async def test_a_student_of_pairs_has_a_beta_and_others_have_none(api: Api, given: dict[str, Any], kept: Any):
+    job = await api.create(
+        students=[{**DPO, "hyperparameters": given}, {**STUDENT, "suffix": "s"}], teacher=a_teacher(samples=3)
+    )
+    pairs, plain = job["students"]
+    assert (pairs["method"], pairs["hyperparameters"]["beta"]) == ("dpo", kept)
+    assert "beta" not in plain["hyperparameters"]
+
+
+async def test_the_manifest_tells_where_a_dataset_comes_from(api: Api):
+    job = await begin(api, await api.create())
+    path = f"/v1/jobs/{job.id}/dataset/manifest"
+    assert (await api.http.get(path)).status_code == 409
+    await answer_all(api, job)
+    kept = await curate(api, job)
+
+    answer = await api.http.get(path)
+
+    shown = answer.json()
+    assert shown["source"]["type"] == "inline"
+    assert shown["teacher"]["model"] == "gpt-6.1-sol"
+    assert shown["split"] == {"validation": 0.1, "holdout": 0.2, "seed": 0}
+    assert shown["counts"]["rejected"] == kept.rejected
+    assert (shown["counts"]["prompts"], shown["counts"]["train"]) == (20, kept.train)
+    train = next(file for file in shown["files"] if (file["split"], file["format"]) == ("train", "openai_chat"))
+    content = (await api.http.get(train["url"])).content
+    assert (train["sha256"], train["lines"]) == (hashlib.sha256(content).hexdigest(), content.count(b"\n"))
+    assert (await api.http.get(path)).content == answer.content
+    assert (await api.http.get(path, headers={"If-None-Match": answer.headers["etag"]})).status_code == 304
+
+
+async def test_a_job_that_ended_without_a_dataset_has_no_manifest(api: Api):
+    job = await begin(api, await api.create())
+    await api.store.jobs.change(job, Change(status=JobStatus.FAILED))
+    assert (await api.http.get(f"/v1/jobs/{job.id}/dataset/manifest")).status_code == 404

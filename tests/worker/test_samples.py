@@ -11,10 +11,12 @@ from msgspec.structs import replace
 from api.content import dataset_lines
 from shared.deletion import mark_deleted
 from shared.exports import formats_of
-from shared.lifecycle import JobStatus
-from shared.models import Curation, Split, Student, Teacher
+from shared.lifecycle import JobStatus, Stage
+from shared.models import Curation, Evaluation, Split, Student, Teacher
 from shared.plan import phases, plans, teacher_plans
 from shared.pricing import Prices
+from shared.store.jobs import Change
+from shared.store.passes import PassId
 from tests.worker.test_engine import a_whole_job, an_engine, rung
 from worker.janitor import Janitor
 
@@ -174,6 +176,41 @@ async def test_the_verdict_is_about_the_sample_that_was_kept(store):
     assert all(sample["teacher"].endswith(": 2") for sample in samples)
 
 
+DPO = Student(provider="lab", model="gpt-4.1-nano", method="dpo", hyperparameters={"beta": 0.2})
+
+
+async def test_a_student_learns_from_pairs_and_another_from_examples_in_the_same_job(store):
+    lab = Lab(Sampler(rate=lambda n: [0.3, 0.9, 0.6][n]))
+    students = [Student(provider="lab", model="gpt-4.1-nano"), DPO]
+
+    ended = await finished(store, lab, a_sampled_job(students=students, curation={"grader": JUDGE}), prompts(25))
+
+    assert ended.status is S.SUCCEEDED, ended.error
+    files = {name: content for _, name, content in lab.the_trainer.files}
+    sent = {request.method: request for request in lab.the_trainer.submitted}
+    assert sent["dpo"].hyperparameters == {"beta": 0.2}
+    of_id = {file_id: content for file_id, _, content in lab.the_trainer.files}
+    pairs = [json.loads(line) for line in of_id[sent["dpo"].training_file].splitlines()]
+    assert len(pairs) == ended.manifest.train
+    assert {pair["preferred_output"][0]["content"][-1] for pair in pairs} == {"1"}
+    assert {pair["non_preferred_output"][0]["content"][-1] for pair in pairs} == {"0"}
+    examples = [json.loads(line) for line in of_id[sent["supervised"].training_file].splitlines()]
+    assert {tuple(example) for example in examples} == {("messages",)}
+    named = {ended.manifest.file("train", format).sha256 for format in ("openai_chat", "openai_dpo")}
+    assert named <= {hashlib.sha256(content).hexdigest() for content in files.values()}
+    assert sent["dpo"].validation_file is not None
+
+
+async def test_too_few_pairs_end_the_job_before_anything_is_trained(store):
+    lab = Lab(Sampler(rate=lambda n: 0.5))
+
+    ended = await finished(store, lab, a_sampled_job(students=[DPO], curation={"grader": JUDGE}), prompts(25))
+
+    assert (ended.status, ended.error.code, ended.error.param) == (S.FAILED, "too_few_accepted", "students.0.method")
+    assert "25 no_worse_sample" in ended.error.message
+    assert not lab.the_trainer.files
+
+
 async def test_what_rating_costs_is_told_apart(store, tmp_path):
     lab = Lab(Sampler(), prices="lab")
     job = await accepted(store, a_sampled_job(curation={"grader": JUDGE}), prompts(25))
@@ -202,3 +239,36 @@ async def test_a_job_without_samples_has_the_passes_it_always_had(store):
     assert [(plan.name, plan.number) for plan in plans(job)] == [("teacher", 0), ("base-0", 1)]
     assert [[plan.name for plan in phase] for phase in phases(replace(job, stage="generating"))] == [["teacher"], []]
     assert replace(job.spec.students[0]) == Student(provider="lab", model="gpt-4.1-nano")
+
+
+@pytest.mark.parametrize(
+    ("stage", "first", "then"),
+    [
+        (Stage.GENERATING, ["teacher"], ["teacher-1", "teacher-2"]),
+        (Stage.CURATING, [], ["rating"]),
+        (Stage.EVALUATING, ["base-0"], ["judge-0"]),
+    ],
+)
+async def test_a_pass_that_ends_while_the_lease_is_held_is_looked_at_again(store, stage, first, then):
+    job = a_sampled_job(curation={"grader": JUDGE}, evaluation=Evaluation(graders=[JUDGE]))
+    job = await accepted(store, job, prompts(4))
+    await store.jobs.change(job, Change(status=S.RUNNING, set={"stage": stage}))
+    engine = an_engine(store)
+
+    assert not await engine._bell_was_missed(job.id)
+    for names in filter(None, (first, then)):
+        for name in names:
+            await store.passes.open(PassId(job.id, name), prompts=0, chunk_size=10, smoke=0)
+        assert await engine._bell_was_missed(job.id), "all that was open is complete"
+    assert len([plan for phase in phases(await loaded(store, job.id)) for plan in phase]) == len(first + then)
+
+
+async def test_passes_that_are_still_open_ring_no_bell(store):
+    job = await accepted(store, a_sampled_job(), prompts(4))
+    await store.jobs.change(job, Change(status=S.RUNNING, set={"stage": Stage.GENERATING}))
+    engine = an_engine(store)
+    await store.passes.open(PassId(job.id, "teacher"), prompts=0, chunk_size=10, smoke=0)
+    await store.passes.open(PassId(job.id, "teacher-1"), prompts=0, chunk_size=10, smoke=0)
+    await store.passes.open(PassId(job.id, "teacher-2"), prompts=4, chunk_size=10, smoke=0)
+
+    assert not await engine._bell_was_missed(job.id)

@@ -11,7 +11,7 @@ from typing import Final
 
 import msgspec
 
-from shared.curation import Curator, Sample, SplitName, shortfall, summary
+from shared.curation import Curator, Sample, SplitName, pair_shortfall, shortfall, summary
 from shared.dataset import Digest, text_of
 from shared.exports import Format, formats_of, kept_sample, lines_of, preference, split_of_all
 from shared.judge import rating_messages
@@ -51,7 +51,9 @@ async def curate(job: Job, tools: Tools, save: Save) -> Outcome:
     if walk.held:
         await content.put_prompt_chunk(job.id, HOLDOUT, held_chunks, walk.held)
     tally = summary(walk.made.elements())
-    if (short := shortfall(tally, job.spec.curation, job.spec.split)) is not None:
+    short = shortfall(tally, job.spec.curation, job.spec.split)
+    short = short or pair_shortfall(walk.pairs, walk.unpaired, job.spec.curation, job.spec.students)
+    if short is not None:
         return Fail(job_error(short, job.stage))
     return Done(set={"manifest": walk.manifest(tally["accepted"], tally["rejected"])})
 
@@ -80,7 +82,7 @@ class _Walk:
         self._digests: dict[tuple[SplitName, Format], Digest] = {
             (split, format): Digest() for format in formats_of(job.spec) for split in _SPLITS
         }
-        self._unpaired: Counter[str] = Counter()
+        self._unpaired: Counter[str] = Counter()  # examples of all splits
         self.made: Counter[Decision] = Counter()
         self.held: list[Prompt] = []
 
@@ -115,6 +117,16 @@ class _Walk:
         if len(messages) > 1 and isinstance(pair := preference(prompt, messages, decisions), str):
             self._unpaired[pair] += 1
 
+    @property
+    def pairs(self) -> int:
+        """For training."""
+        digest = self._digests.get(("train", "openai_dpo"))
+        return 0 if digest is None else digest.lines
+
+    @property
+    def unpaired(self) -> dict[str, int]:
+        return dict(sorted(self._unpaired.items(), key=lambda pair: (-pair[1], pair[0])))
+
     def manifest(self, accepted: Mapping[str, int], rejected: dict[str, int]) -> Manifest:
         chat = {split: self._digests[split, "openai_chat"] for split in _SPLITS}
         return Manifest(
@@ -129,7 +141,7 @@ class _Walk:
                 DatasetFile(split=split, format=format, lines=digest.lines, sha256=digest.sha256, bytes=digest.bytes)
                 for (split, format), digest in self._digests.items()
             ],
-            unpaired=dict(sorted(self._unpaired.items(), key=lambda pair: (-pair[1], pair[0]))),
+            unpaired=self.unpaired,
         )
 
 
