@@ -20,6 +20,7 @@ from api import openapi, problems
 from api.allowance import Allowances
 from api.deps import Services
 from api.keyring import KeyRing
+from api.metrics import MetricsServer
 from api.middleware import RequestContext
 from api.routers import account, api_keys, files, jobs, provider_events, service, webhooks
 from api.validation import request_error
@@ -51,6 +52,21 @@ ROUTERS: Final = (
 _PROVIDER_EVENTS_PER_MINUTE: Final = 6_000  # of one provider
 
 
+class _Beside:
+    """The server of metrics, where there shall be one."""
+
+    def __init__(self, store: Store, settings: Settings) -> None:
+        self._server = None
+        if settings.metrics_port is not None:
+            self._server = MetricsServer(store, host=settings.api_host, port=settings.metrics_port)
+            self._serving = asyncio.get_running_loop().create_task(self._server.serve())
+
+    async def close(self) -> None:
+        if self._server is not None:
+            self._server.should_exit = True
+            await self._serving
+
+
 class NoAdminKey(RuntimeError):
     """The API does not start without a key that opens it."""
 
@@ -71,7 +87,9 @@ def create_app(settings: Settings, *, store: Store | None = None, doorbell: Bell
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         await asyncio.to_thread(prices.is_priced, "openai", "gpt-4o")  # loads the price list before anybody waits
+        measured = _Beside(used_store, settings)
         yield
+        await measured.close()
         await watcher.close()
         await job_cases.close()
         if isinstance(bell, Doorbell):

@@ -13,12 +13,12 @@ import structlog
 from celery import Celery
 from kombu.exceptions import OperationalError
 
+from shared.store.keys import QUEUE
+
 ADVANCE_JOB: Final = "advance_job"
 DELIVER_WEBHOOK: Final = "deliver_webhook"
 PURGE_JOB: Final = "purge_job"
 CLEAN_UP_JOB: Final = "clean_up_job"
-
-QUEUE: Final = "distillery"
 
 _log: Final = structlog.get_logger()
 

@@ -178,6 +178,12 @@ class Settings(BaseSettings):
 
     api_host: str = Field("127.0.0.1", description="address the API listens on")
     api_port: int = Field(8600, ge=0, le=65535, description="port the API listens on")
+    metrics_port: int | None = Field(
+        None, ge=1, le=65535, description="port of /metrics for Prometheus, on the API's address; null: off"
+    )
+    worker_metrics_port: int | None = Field(
+        None, ge=1, le=65535, description="port of a worker's own /metrics, on the API's address; null: off"
+    )
     public_url: str | None = Field(None, description="how clients reach the API; null: host and port")
     requests_per_minute: int = Field(60_000, ge=0, description="requests of one tenant; 0: any number")
     active_jobs_max: int = Field(200, ge=0, description="jobs of one tenant queued or running; 0: any number")

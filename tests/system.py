@@ -17,9 +17,14 @@ import httpx2
 from cli import embedded
 from cli.stack import free_port
 from sandbox.testing import SandboxProcess
+from shared.webhooks import signing_secret
 
 ROOT = Path(__file__).resolve().parent.parent
 KEY = "dk_test_0123456789abcdefghjkmnpqrstv"
+SECRET_KEY = "a secret key of the test suite, 40 chars"
+PROVIDER_KEY = "sk-sandbox"
+#: Words of every ticket, of its instructions and of every answer to it.
+MARKS = ("zebrafinch", "You triage support tickets", "priority")
 STUDENT = "gpt-4.1-mini-2025-04-14"  # priced, and alive on the day at which the sandbox stands still
 TEACHER = "gpt-6.1-sol"
 
@@ -39,7 +44,10 @@ IMPATIENT = {
 
 
 class System:
-    """settings: DISTILL_… without the prefix, over `IMPATIENT`.  sandbox: options of `SandboxProcess`."""
+    """settings: DISTILL_… without the prefix, over `IMPATIENT`.  sandbox: options of `SandboxProcess`.
+
+    At its end, nothing of a prompt, an answer or a key may stand in a log or in an error that its client was answered.
+    private: further words that may not; a test adds the keys it makes."""
 
     def __init__(self, folder: Path, *, settings: dict[str, str] | None = None, **sandbox: Any) -> None:
         self._folder = folder
@@ -47,6 +55,8 @@ class System:
         options = {"latency_seconds": 0.05, "training_seconds": 1, "today": "2026-11-22"}
         self.sandbox = SandboxProcess(**options | sandbox)
         self._processes: list[subprocess.Popen[bytes]] = []
+        self.private = {*MARKS, KEY, SECRET_KEY, PROVIDER_KEY, signing_secret(SECRET_KEY.encode(), "local")}
+        self.problems: list[str] = []  # bodies of the errors that the client has been answered
 
     def __enter__(self) -> Self:
         self.redis = embedded.start(self._folder)
@@ -54,11 +64,11 @@ class System:
         port = free_port("127.0.0.1")
         given = {
             "REDIS_URL": self.redis.url,
-            "SECRET_KEY": "a secret key of the test suite, 40 chars",
+            "SECRET_KEY": SECRET_KEY,
             "ADMIN_KEY": KEY,
             "API_PORT": str(port),
             "PROVIDERS__SANDBOX__BASE_URL": self.sandbox.base_url,
-            "PROVIDERS__SANDBOX__API_KEY": "sk-sandbox",
+            "PROVIDERS__SANDBOX__API_KEY": PROVIDER_KEY,
             "PROVIDERS__SANDBOX__PRICES": "openai",
             "PROVIDERS__SANDBOX__CAN_STORE": "true",
             "WEBHOOK_ALLOW_HTTP": "true",
@@ -72,10 +82,19 @@ class System:
             "PYTHONPATH": str(ROOT),
         }
         self.url = f"http://127.0.0.1:{port}"
-        self.client = httpx2.Client(base_url=self.url, headers={"Authorization": f"Bearer {KEY}"}, timeout=10)
+        self.client = httpx2.Client(
+            base_url=self.url,
+            headers={"Authorization": f"Bearer {KEY}"},
+            timeout=10,
+            event_hooks={"response": [self._keep_problem]},
+        )
         self.api = self._spawn("api")
         self.until(self._healthy, "the API answers")
         return self
+
+    def _keep_problem(self, answer: httpx2.Response) -> None:
+        if answer.is_error and str(answer.url).startswith(self.url):
+            self.problems.append(answer.read().decode(errors="replace"))
 
     def _healthy(self) -> bool:
         try:
@@ -147,6 +166,14 @@ class System:
             process.wait()
         self.sandbox.kill()
         self.redis.stop()
+        if kind is None:
+            self.assert_private()
+
+    def assert_private(self) -> None:
+        for what, text in (("a log", self.logs()), ("a problem", "\n".join(self.problems))):
+            for word in self.private:
+                place = text.find(word)
+                assert place < 0, f"{what} tells {word!r}: …{text[max(0, place - 300) : place + 300]}…"
 
 
 def a_request(*, prompts: int = 60, first: int = 0, **changes: Any) -> dict[str, Any]:
@@ -176,7 +203,7 @@ def a_ticket(number: int) -> str:
     places = ["Lisbon", "Oslo", "Denver", "Nairobi", "Osaka", "Quito", "Perth", "Riga", "Turin", "Accra", "Hanoi"]
     when = ["today", "since Monday", "after the update", "last night", "for a week", "since the move", "at noon"]
     trouble, place, since = troubles[number % 7], places[number // 7 % 11], when[number // 77 % 7]
-    return f"{trouble}, {since}. We are in {place}, account {number:06d}."
+    return f"{trouble}, {since}. We are in {place}, zebrafinch {number:06d}."
 
 
 def _prompts(first: int, count: int) -> list[dict[str, Any]]:

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import structlog
 from celery import Celery, signals
+from prometheus_client import Gauge, start_http_server
 
 from shared import __version__
 from shared.errors import StoreError
@@ -156,7 +157,16 @@ class Worker:
 
     def _on_ready(self, **_: Any) -> None:
         self.loop.run(self._begin_services())
+        self._serve_metrics()
         _log.info("worker_ready", worker=self.id, providers=sorted(self._settings.providers))
+
+    def _serve_metrics(self) -> None:
+        """This process alone; what the service as a whole is at, the API tells."""
+        port = self._settings.worker_metrics_port
+        if port is not None:
+            calls = Gauge("distillery_worker_calls_in_flight", "Calls for completions, of this worker process.")
+            calls.set_function(lambda: self.pump.in_flight)
+            start_http_server(port, self._settings.api_host)
 
     async def _begin_services(self) -> None:
         for service in (self.pump.run(), self.sweeper.run(), self._announce()):

@@ -26,6 +26,7 @@ from shared.store.jobs import JobStore
 from shared.store.passes import PassStore
 from shared.store.purging import PurgeStore
 from shared.store.rates import RateStore
+from shared.store.readings import Readings, read
 from shared.store.spending import DayLimit, SpendingStore, any_amount
 from shared.store.webhooks import WebhookStore
 
@@ -102,6 +103,10 @@ class Store:
     async def oldest_due_seconds(self) -> float:
         """How long the most overdue row has waited: the alarm for stuck jobs.  0 when nothing is overdue."""
         return await self.due.oldest_seconds()
+
+    async def readings(self) -> Readings:
+        """What the whole service is at."""
+        return await read(self._redis)
 
     async def announce_worker(self, worker_id: str, about: dict[str, Any], *, for_seconds: float) -> None:
         pipe = self._redis.pipeline(transaction=False)

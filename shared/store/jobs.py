@@ -279,6 +279,7 @@ class JobStore:
                 keys.DUE,
                 once.record if once else own,
                 *([keys.file(file_id), keys.file_prompts(file_id), keys.file_jobs(file_id)] if file_id else [own] * 3),
+                keys.TENANTS,
                 *(keys.tenant_metadata(job.tenant, *pair) for pair in job.spec.metadata.items()),
             ],
             arguments,

@@ -268,5 +268,11 @@ OPEN: Final = "d:open"
 kept all passes in one ZSET `d:passes` left nothing that matters there: whoever looks at a running job opens its pass
 again.)"""
 
+TENANTS: Final = "d:tenants"
+"""SET, tenants that have ever had a job: over what metrics add up."""
+
+QUEUE: Final = "distillery"
+"""LIST, Celery's own: bells that no worker has heard yet."""
+
 WORKERS: Final = "d:workers"
 """ZSET, worker id → unix ms until which it counts as alive."""

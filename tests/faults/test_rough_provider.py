@@ -44,7 +44,7 @@ def test_an_answer_of_forty_megabytes_costs_its_prompt_and_not_the_worker(tmp_pa
     with System(tmp_path, settings={"PROVIDERS__SANDBOX__ANSWER_MAX_BYTES": "1000000"}) as system:
         worker = system.start_worker()
         system.sandbox.faults(
-            [{"match": CHAT | {"contains": "account 000030"}, "probability": 1.0, "fault": {"kind": "huge_body"}}]
+            [{"match": CHAT | {"contains": "zebrafinch 000030"}, "probability": 1.0, "fault": {"kind": "huge_body"}}]
         )
         job = system.finished(system.submit(prompts=60)["id"])
 

@@ -5,6 +5,7 @@ quote the prompt or the key."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -36,6 +37,7 @@ QUOTA_CODES: Final = frozenset(
         "billing_hard_limit_reached",
     }
 )
+_WORD: Final = re.compile(r"[A-Za-z0-9_.:/\[\]-]{1,128}")
 _GATEWAY: Final = frozenset({502, 504})  # a proxy answered; the model behind it may have done the work
 _RETRY_AFTER_MAX_SECONDS: Final = 3600.0
 
@@ -127,11 +129,11 @@ def error_of(status: int, body: bytes, header: Header) -> ProviderError:
         envelope = _errors.decode(body[:100_000]).error or _ErrorBody()
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         envelope = _ErrorBody()
-    code = str(envelope.code) if envelope.code is not None else None
+    code = word(str(envelope.code)) if envelope.code is not None else None
     known: dict[str, Any] = {
         "status": status,
-        "provider_code": code[:64] if code else envelope.type,
-        "request_id": header("x-request-id"),
+        "provider_code": code or word(envelope.type),
+        "request_id": word(header("x-request-id")),
     }
     wait = retry_after_seconds(header)
     if code in QUOTA_CODES or envelope.type == "insufficient_quota":
@@ -146,7 +148,13 @@ def error_of(status: int, body: bytes, header: Header) -> ProviderError:
         return ProviderAuthFailed("The provider refused the operator's key, or what it may do.", **known)
     if code == "model_not_found" or status == 404:
         return ProviderModelMissing("The provider has no such model.", **known)
-    return ProviderRejected("The provider refused the request.", param=envelope.param, **known)
+    return ProviderRejected("The provider refused the request.", param=word(envelope.param), **known)
+
+
+def word(text: str | None) -> str | None:
+    """What a provider means as a word, such as an error code, if it is one: it goes into logs, and a server that puts
+    a sentence there may quote the prompt in it."""
+    return text if text is not None and _WORD.fullmatch(text) else None
 
 
 def retry_after_seconds(header: Header, *, now: datetime | None = None) -> float | None:

@@ -17,7 +17,7 @@ from pyreqwest.response import Response
 from shared.errors import ProviderUnavailable
 from shared.ports import Completion, CompletionRequest
 from shared.settings import ProviderSettings
-from worker.providers.answers import error_of, parse_completion
+from worker.providers.answers import error_of, parse_completion, word
 
 _encoder: Final = msgspec.json.Encoder()
 _CONNECT_SECONDS: Final = 5
@@ -75,7 +75,7 @@ class LeanTeacher:
                     "The provider's answer is larger than `answer_max_bytes`.",
                     status=response.status,
                     provider_code="answer_too_large",
-                    request_id=response.get_header("x-request-id"),
+                    request_id=word(response.get_header("x-request-id")),
                 )
             parts.append(bytes(part))
         return parts[0] if len(parts) == 1 else b"".join(parts)

@@ -34,7 +34,7 @@ from shared.ports import (
     TrainingRequest,
 )
 from shared.settings import ProviderSettings
-from worker.providers.answers import parse_completion
+from worker.providers.answers import parse_completion, word
 from worker.providers.sdk import asked, deleted, files_named, lost_jobs, pages, sdk_client
 from worker.providers.uploads import size_of, upload_in_parts
 
@@ -354,6 +354,6 @@ def _training_job(job: FineTuningJob, statuses: Mapping[str, str]) -> TrainingJo
         fine_tuned_model=job.fine_tuned_model,
         trained_tokens=job.trained_tokens,
         estimated_finish_at=job.estimated_finish,
-        error_code=error.get("code"),
-        error_param=error.get("param"),
+        error_code=word(error.get("code")),
+        error_param=word(error.get("param")),
     )

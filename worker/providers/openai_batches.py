@@ -16,7 +16,7 @@ from openai.types import Batch as SdkBatch
 from shared.errors import ProviderError, ProviderModelMissing, ProviderRejected, ProviderUnavailable
 from shared.ports import Batch, BatchFault
 from shared.settings import ProviderSettings
-from worker.providers.answers import error_of
+from worker.providers.answers import error_of, word
 from worker.providers.sdk import asked, deleted, files_named, lost_jobs, pages, sdk_client
 
 _log: Final = structlog.get_logger()
@@ -142,5 +142,5 @@ def _batch(batch: SdkBatch) -> Batch:
         failed=counts.failed if counts else 0,
         output_file=batch.output_file_id,
         error_file=batch.error_file_id,
-        faults=[BatchFault(fault.code and fault.code[:_CODE_CHARS], fault.line, fault.param) for fault in faults],
+        faults=[BatchFault(word(fault.code), fault.line, word(fault.param)) for fault in faults],
     )

@@ -39,7 +39,7 @@ from shared.ports import BATCH_WINDOW_SECONDS, Batch
 from shared.store.passes import Beginning, PassId, Settlement, TickResult
 from worker.completions import Scribe, job_error
 from worker.outcomes import Done, Fail, Outcome, Pause, Wait
-from worker.providers.answers import error_of, parse_completion
+from worker.providers.answers import error_of, parse_completion, word
 from worker.stages import Save, Tools
 
 _log: Final = structlog.get_logger()
@@ -154,7 +154,7 @@ def failure_of(line: AnswerLine) -> ProviderError:
         return ProviderUnavailable(
             "The batch ended before this prompt was asked.",
             billed_maybe=False,
-            provider_code=(code or "batch_line_without_response")[:64],
+            provider_code=word(code) or "batch_line_without_response",
         )
     request_id = response.request_id
     return error_of(

@@ -2,7 +2,8 @@
 -- accept.lua: make a job durable, whole or not at all.  Refused by a full server before its first write.
 -- KEYS[1] job row  [2] events  [3] prompts  [4] tenant's jobs, also the prefix of those by status  [5] tenant's jobs of
 --     this status  [6] due clock  [7] record of the idempotency key (unused without one)  [8] row of the file the
---     prompts are from  [9] its chunks  [10] jobs that use it (all unused without one)  [11…] metadata indexes
+--     prompts are from  [9] its chunks  [10] jobs that use it (all unused without one)  [11] all tenants
+--     [12…] metadata indexes
 -- ARGV[1] job id  [2] fingerprint of the request ("": it came without an idempotency key)  [3] the answer, to be given
 --     again  [4] seconds to keep it  [5] most jobs queued or running (0: any number)
 --     [6] "visible": the owner must still see the file, "kept": it need only be there, "": the prompts come along
@@ -38,7 +39,8 @@ for i = at + 1, #ARGV, 2 do
 end
 redis.call("ZADD", KEYS[4], 0, ARGV[1])
 redis.call("ZADD", KEYS[5], 0, ARGV[1])
-for i = 11, #KEYS do redis.call("ZADD", KEYS[i], 0, ARGV[1]) end
+redis.call("SADD", KEYS[11], redis.call("HGET", KEYS[1], "tenant"))
+for i = 12, #KEYS do redis.call("ZADD", KEYS[i], 0, ARGV[1]) end
 if ARGV[2] ~= "" then
   redis.call("HSET", KEYS[7], "fingerprint", ARGV[2], "job", ARGV[1], "body", ARGV[3])
   redis.call("HDEL", KEYS[7], "owner")
