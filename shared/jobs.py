@@ -261,7 +261,10 @@ class Jobs:
                 raise Conflict("The student does not await its deployment (any more).", code="student_not_awaiting")
             named = [Named("/model", endpoint.provider, model)]
             named += [Named("/base_model", endpoint.provider, base_model)] if base_model is not None else []
-            faults = self._planner.endpoint_faults(endpoint) or await self._preflight.foreign_faults(tenant, named)
+            faults = self._planner.endpoint_faults(endpoint) or [
+                *await self._preflight.foreign_faults(tenant, named),
+                *self._preflight.unpriced_faults(tenant, named),
+            ]
             if faults:
                 raise invalid(faults)
             event = Event(

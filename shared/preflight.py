@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from typing import Final
@@ -141,8 +141,7 @@ class Preflight:
             await self._look(tenant, named, plan.spec, faults, advice)
         for i, student in enumerate(plan.spec.students):
             self._training(f"/students/{i}/provider", student.provider, faults, advice)
-        if self._store.day_limit(tenant) is not None:
-            faults += self._unpriced(plan.spec)
+        faults += self.unpriced_faults(tenant, named_models(plan.spec))
         if faults:
             raise invalid(faults)
         return replace(plan, warnings=[*plan.warnings, *dict.fromkeys(advice)])
@@ -207,8 +206,13 @@ class Preflight:
                     )
                 )
 
-    def _unpriced(self, spec: JobSpec) -> Iterator[Fault]:
-        for named in named_models(spec):
-            if not self._prices.is_priced(self._providers[named.provider].prices, named.model):
-                detail = "has no known price, so your limit of the day cannot be kept; ask your operator for a price"
-                yield Fault(named.pointer, "model_unpriced", detail)
+    def unpriced_faults(self, tenant: TenantId, named: Iterable[Named]) -> list[Fault]:
+        """Models among these by which the tenant's limit of the day could not be kept."""
+        if self._store.day_limit(tenant) is None:
+            return []
+        detail = "has no known price, so your limit of the day cannot be kept; ask your operator for a price"
+        return [
+            Fault(each.pointer, "model_unpriced", detail)
+            for each in named
+            if not self._prices.is_priced(self._providers[each.provider].prices, each.model)
+        ]

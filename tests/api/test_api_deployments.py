@@ -7,11 +7,11 @@ from typing import Any
 
 import httpx2
 import pytest
-from api_kit import Api, begin, loaded, problem_of
+from api_kit import Api, FakeServer, begin, loaded, problem_of, some_settings
 
 from shared.lifecycle import JobStatus, Stage
 from shared.models import FineTune, Job, StudentEndpoint
-from shared.store import keys
+from shared.store import Store, keys
 from shared.store.jobs import Change
 
 pytestmark = pytest.mark.anyio
@@ -140,3 +140,14 @@ async def test_a_key_that_is_held_to_other_providers_cannot_name_this_one(api: A
 
     assert problem_of(await tell(api, job, provider="open"))["code"] == "provider_not_allowed"
     assert (await tell(api, job, provider="openai")).status_code == 200
+
+
+async def test_a_place_without_a_price_is_refused_where_the_day_has_a_limit():
+    redis = FakeServer()
+    settings = some_settings(daily_spend_max_usd="5")
+    api = Api(settings, Store(redis, script_headers=False, day_limit=settings.day_limit_nano), redis)
+    async with api.http:
+        job = await an_awaiting_job(api)
+        refused = problem_of(await tell(api, job))
+        assert (refused["status"], refused["code"], refused["param"]) == (422, "model_unpriced", "model")
+        assert (await tell(api, job, model="gpt-4.1-mini")).status_code == 200
