@@ -117,6 +117,7 @@ class _Look:
         cleanup: Cleanup,
     ) -> None:
         self._notes = store.cleanups
+        self._catalogues = store.catalogues
         self._providers = providers
         self._limits = limits
         self._now_ms = now_ms
@@ -197,7 +198,9 @@ class _Look:
             case Kind.FILE:
                 return await self._providers.trainer(provider).delete_file(id_), ()
             case Kind.MODEL:
-                return await self._providers.trainer(provider).delete_model(id_), ()
+                gone = await self._providers.trainer(provider).delete_model(id_)
+                await self._catalogues.forget_owner(provider, id_)
+                return gone, ()
             case Kind.BATCH_FILE:
                 return await self._providers.batcher(provider).delete_file(id_), ()
             case Kind.TRAINING:

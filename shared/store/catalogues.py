@@ -44,6 +44,10 @@ class CatalogueStore:
         found = await ask(self._redis.hmget(keys.tuned_models(provider), list(models)))
         return {name: TenantId(owner.decode()) for name, owner in zip(models, found, strict=True) if owner}
 
+    async def forget_owner(self, provider: str, model: str) -> None:
+        """The provider has deleted the model.  Not before: whose it is keeps it from everybody else's eyes."""
+        await ask(self._redis.hdel(keys.tuned_models(provider), model))
+
     async def all_owners(self, provider: str) -> Mapping[str, TenantId]:
         found = await ask(self._redis.hgetall(keys.tuned_models(provider)))
         return {name.decode(): TenantId(owner.decode()) for name, owner in found.items()}

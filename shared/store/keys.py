@@ -156,7 +156,8 @@ def catalogue(provider: str) -> str:
 
 
 def tuned_models(provider: str) -> str:
-    """HASH, fine-tuned model → the tenant whose job made it.  Lives on: the provider keeps the model after the job."""
+    """HASH, fine-tuned model → the tenant whose job made it.  Lives on after the job, as the model
+    does, until that is deleted at the provider."""
     return f"d:tuned:{provider}"
 
 

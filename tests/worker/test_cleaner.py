@@ -136,11 +136,13 @@ async def test_models_go_when_that_was_asked_for_at_once_or_later(store: Store, 
         await cleaner.clean(job.id)
         if not at_once:
             assert "ft:ours" in account.models
+            assert await store.catalogues.all_owners("lab") == {"ft:ours": job.tenant}, "nobody else sees it"
             assert await store.cleanups.want_models(job.id)
             assert not await store.cleanups.want_models(job.id)
             assert await client.zscore(keys.DUE, f"cln:{job.id}") is not None
             await cleaner.clean(job.id)
         assert left_in(account) == FOREIGN
+        assert await store.catalogues.all_owners("lab") == {}
         assert (await note_of(store, job)).left == []
         assert await client.zscore(keys.DUE, f"cln:{job.id}") is None
 
