@@ -22,7 +22,7 @@ from api.deps import Services
 from api.keyring import KeyRing
 from api.metrics import MetricsServer
 from api.middleware import RequestContext
-from api.routers import account, api_keys, files, jobs, provider_events, service, webhooks
+from api.routers import account, api_keys, files, jobs, metrics, provider_events, service, webhooks
 from api.validation import request_error
 from api.watch import Slots, Watcher
 from shared.endpoints import Destinations, Endpoints
@@ -40,6 +40,7 @@ from shared.store import Store
 
 ROUTERS: Final = (
     jobs.router,
+    metrics.router,
     files.router,
     webhooks.router,
     provider_events.router,

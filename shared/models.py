@@ -225,6 +225,29 @@ class StudentEndpoint(Record, frozen=True, kw_only=True):
     base_model: str | None = None
 
 
+class MetricPoint(Record, frozen=True, kw_only=True):
+    """One step of a training, as the provider measured it; None for what it did not."""
+
+    step: int
+    train_loss: float | None = None
+    train_mean_token_accuracy: float | None = None
+    valid_loss: float | None = None
+    valid_mean_token_accuracy: float | None = None
+    full_valid_loss: float | None = None
+    full_valid_mean_token_accuracy: float | None = None
+
+
+class Checkpoint(Record, frozen=True, kw_only=True):
+    """A model on the way to the fine-tuned one.  step: how far it was trained.  model: its name, to be asked by.
+    created_at: unix s."""
+
+    id: str
+    created_at: int
+    step: int
+    model: str | None
+    metrics: MetricPoint | None = None
+
+
 class FineTune(Record, frozen=True, kw_only=True):
     """One student on its way.  `step` is written before each provider call, so a crash is always found half-way.
 
@@ -252,6 +275,7 @@ class FineTune(Record, frozen=True, kw_only=True):
     last_event_id: str | None = None
     last_event_at: int | None = None
     hold: Literal["paused", "refused", "resuming"] | None = None
+    checkpoints: list[Checkpoint] = []
     events_at_ms: int | None = None
     reserved_nano: int = 0
     cost_nano: int | None = None

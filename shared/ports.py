@@ -8,7 +8,7 @@ from typing import Any, Final, Protocol
 
 import msgspec
 
-from shared.models import JsonObject, ListedModel, Usage
+from shared.models import Checkpoint, JsonObject, ListedModel, Usage
 
 
 class CompletionRequest(msgspec.Struct, frozen=True):
@@ -180,6 +180,7 @@ class TrainingJob(msgspec.Struct, frozen=True):
     estimated_finish_at: int | None = None
     error_code: str | None = None
     error_param: str | None = None
+    result_files: list[str] = []
 
 
 class TrainingPage(msgspec.Struct, frozen=True):
@@ -187,15 +188,6 @@ class TrainingPage(msgspec.Struct, frozen=True):
 
     jobs: list[TrainingJob]
     more: bool
-
-
-class TrainingCheckpoint(msgspec.Struct, frozen=True):
-    """A model on the way to the fine-tuned one.  step: how far it was trained.  model: its name, to be asked by."""
-
-    id: str
-    created_at: int
-    step: int
-    model: str | None
 
 
 class TrainingEvent(msgspec.Struct, frozen=True):
@@ -241,12 +233,15 @@ class Trainer(Protocol):
 
     async def events(self, job_id: str, *, after: str | None, known_until: int | None) -> Sequence[TrainingEvent]:
         """Events newer than the one with id `after`, oldest first.  known_until: when that one was created (unix s):
-        what is older is known too, even where the one itself is no longer listed."""
+        what is older is known too, even where the one itself is no longer listed.  None where there is no such list."""
+
+    async def result_file(self, file_id: str) -> bytes:
+        """What a succeeded job wrote of its steps, up to a bound; empty when the file is gone."""
 
     async def delete_model(self, model: str) -> bool:
         """Whether it was there still: a fine-tuned model of ours."""
 
-    async def checkpoints(self, job_id: str) -> Sequence[TrainingCheckpoint]:
+    async def checkpoints(self, job_id: str) -> Sequence[Checkpoint]:
         """Those that the provider keeps, in no particular order."""
 
     async def close(self) -> None: ...

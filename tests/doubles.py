@@ -13,13 +13,12 @@ from typing import Any
 import msgspec
 
 from shared.errors import ProviderModelMissing, StoreError
-from shared.models import ListedModel
+from shared.models import Checkpoint, ListedModel
 from shared.ports import (
     Completion,
     CompletionRequest,
     ModelFacts,
     ModelList,
-    TrainingCheckpoint,
     TrainingEvent,
     TrainingJob,
     TrainingPage,
@@ -107,6 +106,9 @@ class ScriptedTrainer:
         self.deleted: set[str] = set()
         self.page_size = 100
         self.pauses = self.resumes = True  # as asked
+        self.training_events: list[TrainingEvent] = []  # of every job
+        self.kept_checkpoints: list[Checkpoint] = []
+        self.results: dict[str, bytes] = {}  # result files of every job
 
     @contextlib.contextmanager
     def _call(self, name: str) -> Any:
@@ -171,7 +173,8 @@ class ScriptedTrainer:
         if job.id in self.cancelled:
             status = "cancelled"
         model = f"ft:{job.id}" if status == "succeeded" and self.names_a_model else None
-        return msgspec.structs.replace(job, status=status, state=status, fine_tuned_model=model)
+        changed = {"status": status, "state": status, "fine_tuned_model": model, "result_files": [*self.results]}
+        return msgspec.structs.replace(job, **changed)
 
     async def cancel(self, job_id: str) -> None:
         with self._call("cancel"):
@@ -206,13 +209,22 @@ class ScriptedTrainer:
         return True
 
     async def events(self, job_id: str, *, after: str | None, known_until: int | None) -> Sequence[TrainingEvent]:
+        """Newest first at the provider, as it were: those behind `after`, or not older than `known_until`."""
         with self._call("events"):
-            return []
+            listed = self.training_events
+            known = [event.id for event in listed].index(after) + 1 if after in {e.id for e in listed} else 0
+            return [e for e in listed[known:] if known_until is None or e.created_at >= known_until]
 
-    async def checkpoints(self, job_id: str) -> Sequence[TrainingCheckpoint]:
+    async def result_file(self, file_id: str) -> bytes:
+        with self._call("result_file"):
+            return self.results[file_id]
+
+    async def checkpoints(self, job_id: str) -> Sequence[Checkpoint]:
         with self._call("checkpoints"):
-            return [
-                TrainingCheckpoint(f"ftckpt-{step}", 2_000_000_000, step, f"ft:{job_id}:ckpt-step-{step}")
+            return self.kept_checkpoints or [
+                Checkpoint(
+                    id=f"ftckpt-{step}", created_at=2_000_000_000, step=step, model=f"ft:{job_id}:ckpt-step-{step}"
+                )
                 for step in self.checkpoint_steps
             ]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal, Self
 
 from api.schemas.common import Response, seconds
+from api.schemas.training import CheckpointOut
 from shared import models as domain
 from shared.cleanup import Cleanup, Kind
 from shared.ids import EventId, JobId
@@ -130,6 +131,7 @@ class StudentOut(Response):
     trained_tokens: int | None
     estimated_finish_at: int | None
     progress: Steps
+    checkpoints: list[CheckpointOut]
     error: JobError | None
 
 
@@ -368,6 +370,7 @@ def _student(student: domain.Student, tune: domain.FineTune, endpoint: domain.St
         trained_tokens=tune.trained_tokens,
         estimated_finish_at=tune.estimated_finish_at,
         progress=Steps(step=tune.step_number, total_steps=tune.total_steps),
+        checkpoints=[CheckpointOut.of(checkpoint) for checkpoint in tune.checkpoints],
         error=JobError.of(tune.error),
     )
 

@@ -23,6 +23,7 @@ from shared.store.files import FileStore
 from shared.store.followed import FollowedStore
 from shared.store.idempotency import IdempotencyStore
 from shared.store.jobs import JobStore
+from shared.store.metrics import MetricStore
 from shared.store.passes import PassStore
 from shared.store.purging import PurgeStore
 from shared.store.rates import RateStore
@@ -47,6 +48,7 @@ class Store:
         self.day_limit = day_limit
         self.jobs = JobStore(client, scripts, day_limit)
         self.due = DueClock(client, scripts)
+        self.metrics = MetricStore(client)
         self.passes = PassStore(client, scripts, day_limit)
         self.spending = SpendingStore(client, day_limit)
         self.content = ContentStore(client)

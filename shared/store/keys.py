@@ -33,6 +33,11 @@ def results(job_id: JobId) -> str:
     return f"d:{{{job_id}}}:results"
 
 
+def metrics(job_id: JobId) -> str:
+    """HASH, `<student>/<step>` → JSON of a point of the training curve; about 2,000 of a student."""
+    return f"d:{{{job_id}}}:metrics"
+
+
 def prompts(job_id: JobId, prompt_set: str) -> str:
     """HASH, chunk number → zstd-compressed JSONL of prompts.  Sets: `source`, `holdout` once it is split off, and
     what a judge is asked, under the name of its pass."""

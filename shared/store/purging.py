@@ -149,6 +149,7 @@ class PurgeStore:
             self._redis.unlink(
                 keys.events(job.id),
                 keys.results(job.id),
+                keys.metrics(job.id),
                 keys.prompts(job.id, "source"),
                 keys.prompts(job.id, "holdout"),
                 *(keys.prompts(job.id, name) for name in names),  # what judges were asked

@@ -134,3 +134,38 @@ def test_a_provider_without_a_route_to_pause_trains_on(system: System) -> None:
     assert any("does not pause the training of student 0" in message for message in messages(system, job_id))
     system.client.post(f"/v1/jobs/{job_id}/resume", json={}).raise_for_status()
     assert system.finished(job_id)["status"] == "succeeded"
+
+
+def curve(system: System, job_id: str) -> dict[str, Any]:
+    answer = system.client.get(f"/v1/jobs/{job_id}/metrics").raise_for_status().json()
+    student: dict[str, Any] = answer["students"][0]
+    return student
+
+
+def test_the_curve_and_the_checkpoints_of_a_training_are_kept(system: System) -> None:
+    job = system.finished(submit(system, "curve", first=800))
+    student = curve(system, job["id"])
+
+    steps = [point["step"] for point in student["points"]]
+    assert steps == sorted(set(steps))
+    assert steps[-1] == student["step"] == student["total_steps"]
+    assert student["points_total"] == len(steps)
+    assert student["points"][0]["train_loss"] > student["points"][-1]["train_loss"] > 0
+    checkpoints = job["students"][0]["checkpoints"]
+    assert [c["step"] for c in checkpoints] == sorted({c["step"] for c in checkpoints})
+    assert len(checkpoints) == 3
+    assert checkpoints[-1]["model"].startswith(job["students"][0]["fine_tuned_model"])
+    assert checkpoints[-1]["metrics"]["train_loss"] > 0
+
+
+def test_a_provider_without_events_leaves_its_curve_in_a_result_file_in_base64(system: System) -> None:
+    silent = {"kind": "error", "status": 404}
+    system.sandbox.faults([{"match": {"path": "/fine_tuning/jobs/*/events"}, "times": 9999, "fault": silent}])
+    system.sandbox.faults([fate("csv", kind="result_csv", encoding="base64")])
+    job = system.finished(submit(system, "csv", first=900))
+    student = curve(system, job["id"])
+
+    assert job["status"] == "succeeded", job["error"]
+    assert student["points_total"] > 3
+    assert all(point["train_loss"] is not None for point in student["points"])
+    assert not any("Step" in message for message in messages(system, job["id"]))

@@ -21,13 +21,12 @@ from shared.errors import (
     ProviderTrainingClosed,
     ProviderUnavailable,
 )
-from shared.models import JsonObject
+from shared.models import Checkpoint, JsonObject
 from shared.ports import (
     ArchivedCompletion,
     ArchivePage,
     Completion,
     CompletionRequest,
-    TrainingCheckpoint,
     TrainingEvent,
     TrainingJob,
     TrainingPage,
@@ -35,6 +34,7 @@ from shared.ports import (
 )
 from shared.settings import ProviderSettings
 from worker.providers.answers import parse_completion, word
+from worker.providers.reports import checkpoint_of, read_result_file
 from worker.providers.sdk import asked, deleted, files_named, lost_jobs, pages, sdk_client
 from worker.providers.uploads import size_of, upload_in_parts
 
@@ -276,32 +276,34 @@ class OpenAITrainer:
     async def events(self, job_id: str, *, after: str | None, known_until: int | None) -> Sequence[TrainingEvent]:
         """The provider lists newest first; we read back to the one we know."""
         fresh: list[TrainingEvent] = []
-        async for page in pages(self._client.fine_tuning.jobs.list_events(job_id, limit=100)):
-            for event in page:
-                if event.id == after or (known_until is not None and event.created_at < known_until):
-                    return list(reversed(fresh))
-                fresh.append(
-                    TrainingEvent(
-                        id=event.id,
-                        created_at=event.created_at,
-                        level=event.level,
-                        message=event.message,
-                        type=event.type or "message",
-                        data=event.data if isinstance(event.data, dict) else {},
+        try:
+            async for page in pages(self._client.fine_tuning.jobs.list_events(job_id, limit=100)):
+                for event in page:
+                    if event.id == after or (known_until is not None and event.created_at < known_until):
+                        return list(reversed(fresh))
+                    fresh.append(
+                        TrainingEvent(
+                            id=event.id,
+                            created_at=event.created_at,
+                            level=event.level,
+                            message=event.message,
+                            type=event.type or "message",
+                            data=event.data if isinstance(event.data, dict) else {},
+                        )
                     )
-                )
+        except (ProviderModelMissing, ProviderRejected):
+            return []  # not every server keeps events
         return list(reversed(fresh))
+
+    async def result_file(self, file_id: str) -> bytes:
+        return await read_result_file(self._client, file_id)
 
     async def delete_model(self, model: str) -> bool:
         return await deleted(self._client.models.delete(model))
 
-    async def checkpoints(self, job_id: str) -> Sequence[TrainingCheckpoint]:
+    async def checkpoints(self, job_id: str) -> Sequence[Checkpoint]:
         listed = self._client.fine_tuning.jobs.checkpoints.list(job_id, limit=100)
-        return [
-            TrainingCheckpoint(kept.id, kept.created_at, kept.step_number, kept.fine_tuned_model_checkpoint)
-            async for page in pages(listed)
-            for kept in page
-        ]
+        return [checkpoint_of(kept) async for page in pages(listed) for kept in page]
 
     def _read(self, job: FineTuningJob) -> TrainingJob:
         return _training_job(job, self._provider.statuses)
@@ -356,4 +358,5 @@ def _training_job(job: FineTuningJob, statuses: Mapping[str, str]) -> TrainingJo
         estimated_finish_at=job.estimated_finish,
         error_code=word(error.get("code")),
         error_param=word(error.get("param")),
+        result_files=list(job.result_files or []),
     )

@@ -8,25 +8,26 @@ from typing import Final
 
 from msgspec.structs import replace
 
-from shared.ids import new_event_id
-from shared.lifecycle import Stage
-from shared.models import Event, FineTune
-from shared.ports import TrainingEvent, TrainingJob
+from shared.models import FineTune
+from shared.ports import TrainingJob
 from worker.noticeboard import ENDED, Noticeboard
 from worker.stages.landing import AWAITING_SECONDS, Landing
+from worker.stages.recording import Recording
 from worker.stages.student import StudentStep, now_ms
 
-_EVENTS_PER_LOOK: Final = 200
 _EVENT_READS_PER_INTERVAL: Final = 20  # of all fine-tuning jobs at one provider together, while they run
 _LATER_SECONDS: Final = 1.0
 _SLOWER: Final = 10.0  # than the longest wait between two looks, while the owner has paused the job
 _SLOW_SECONDS_MAX: Final = 600.0
 _CLOCK_SKEW_SECONDS: Final = 600  # between the provider's clock and ours
-_MESSAGE_CHARS: Final = 500
 
 
 class Following(StudentStep):
     """One look at a fine-tuning job that is submitted."""
+
+    @property
+    def _recording(self) -> Recording:
+        return Recording(self._job, self._number, self._tools, self._keep, self._events)
 
     async def look(self, tune: FineTune, *, hinted: bool = False, slowly: bool = False) -> float | None:
         """Seconds until the next look, None when the student has ended.
@@ -54,7 +55,7 @@ class Following(StudentStep):
             await self._end(tune, status="deleted", error=self._failure("was deleted at the provider", None))
             return None
         if self._events_due(tune, job, interval, followed=seen.followed):
-            tune = await self._read_events(tune)
+            tune = await self._recording.read(tune)
         tune = replace(
             tune,
             status=job.status,
@@ -95,33 +96,6 @@ class Following(StudentStep):
         ahead = (tune.estimated_finish_at - now) if tune.estimated_finish_at else elapsed
         shortest, longest = self._settings.poll_min_seconds, self._settings.poll_max_seconds
         return min(longest, max(shortest, ahead / 5))
-
-    async def _read_events(self, tune: FineTune) -> FineTune:
-        assert tune.fine_tuning_job_id is not None
-        known_until = tune.last_event_at
-        fresh = (
-            await self._trainer.events(tune.fine_tuning_job_id, after=tune.last_event_id, known_until=known_until)
-        )[:_EVENTS_PER_LOOK]
-        for event in fresh:
-            self._events.append(self._own(event))
-            step, total = event.data.get("step"), event.data.get("total_steps")
-            if isinstance(step, int):
-                tune = replace(tune, step_number=step, total_steps=total if isinstance(total, int) else None)
-        if fresh:
-            tune = replace(tune, last_event_id=fresh[-1].id, last_event_at=fresh[-1].created_at)
-        return replace(tune, events_at_ms=now_ms())
-
-    def _own(self, event: TrainingEvent) -> Event:
-        level = event.level if event.level in {"info", "warn", "error"} else "info"
-        return Event(
-            id=new_event_id(),
-            level=level,  # type: ignore[arg-type]  # one of the three by the line above
-            type="metrics" if event.type == "metrics" else "message",
-            message=event.message[:_MESSAGE_CHARS],
-            created_at_ms=event.created_at * 1000,
-            stage=Stage.TRAINING,
-            data={"student": self._number, **event.data},
-        )
 
 
 def _jitter() -> float:

@@ -8,9 +8,10 @@ from typing import Final
 from msgspec.structs import replace
 
 from shared.errors import ProviderModelMissing, ProviderRejected
-from shared.models import FineTune, Job
-from shared.ports import TrainingCheckpoint, TrainingJob
+from shared.models import Checkpoint, FineTune, Job
+from shared.ports import TrainingJob
 from worker.stages.preflight import last_day
+from worker.stages.recording import Recording
 from worker.stages.student import StudentStep
 
 AWAITING: Final = "awaiting_deployment"
@@ -40,6 +41,8 @@ class Landing(StudentStep):
         if model is None and way != "deployment":
             return None
         await self._found(tune)
+        recording = Recording(self._job, self._number, self._tools, self._keep, self._events)
+        tune = await recording.complete(tune, job)
         tune = replace(tune, fine_tuned_model=model, cost_nano=self._cost_nano(job))
         if model is not None:
             retires = await last_day(self._tools, self._student.provider, model, otherwise=tune.shutdown_date)
@@ -65,7 +68,7 @@ class Landing(StudentStep):
         await self._end(replace(tune, endpoint=endpoint), status="succeeded", error=None)
         return None
 
-    async def _last_checkpoint(self, fine_tuning_job_id: str) -> TrainingCheckpoint | None:
+    async def _last_checkpoint(self, fine_tuning_job_id: str) -> Checkpoint | None:
         """None also where the provider has no list of them: a deployment needs none."""
         try:
             checkpoints = await self._trainer.checkpoints(fine_tuning_job_id)
