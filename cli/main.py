@@ -215,6 +215,7 @@ def dataset(
     *,
     output: Annotated[Path, typer.Option("--output", "-o", help="File to write.", dir_okay=False)],
     split: Annotated[str, typer.Option(help="train, validation or holdout.")] = "train",
+    format: Annotated[str, typer.Option(help="openai_chat, openai_dpo or raw.")] = "openai_chat",
     url: Url = None,
     api_key: ApiKey = None,
     data_dir: DataDir = DATA_DIR,
@@ -222,7 +223,7 @@ def dataset(
     """Save a job's dataset as JSONL, ready for fine-tuning anywhere."""
     try:
         with Api(find_endpoint(url, api_key, data_dir)) as api:
-            size = api.download(f"/v1/jobs/{job_id}/dataset", output, split=split)
+            size = api.download(f"/v1/jobs/{job_id}/dataset", output, split=split, format=format)
     except OSError as error:
         raise Failure(f"{output} cannot be written: {error.strerror}.") from error
     typer.echo(f"{output}: {size:,} bytes")

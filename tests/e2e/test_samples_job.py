@@ -45,7 +45,9 @@ def test_the_best_of_three_trains_two_students_though_the_worker_dies_in_the_jud
         assert job["progress"]["completions_settled"] == job["progress"]["completions_total"] == 3 * PROMPTS
         ledger = system.sandbox.ledger()
         assert ledger["per_model"][TEACHER]["completions_billed"] == 3 * PROMPTS
-        assert _listed(system, path, role="judge")
+        replies = _listed(system, path, role="judge")
+        assert replies
+        assert all(0 <= reply["score"] <= 1 for reply in replies)
         again = ledger["completions_billed"] - ledger["distinct_prompts_billed"]
         assert again <= job["progress"]["possibly_billed"] <= IN_FLIGHT, "only what was in flight at the kill"
         cost = job["cost"]

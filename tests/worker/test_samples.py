@@ -1,5 +1,6 @@
 """Several answers to a prompt: bought once each, the best one kept, and the dataset the same whenever it is made."""
 
+import contextlib
 import hashlib
 import json
 
@@ -17,7 +18,7 @@ from shared.plan import phases, plans, teacher_plans
 from shared.pricing import Prices
 from shared.store.jobs import Change
 from shared.store.passes import PassId
-from tests.worker.test_engine import a_whole_job, an_engine, rung
+from tests.worker.test_engine import a_whole_job, an_engine, let_the_lease_run_out, rung
 from worker.janitor import Janitor
 
 pytestmark = pytest.mark.anyio
@@ -272,3 +273,41 @@ async def test_passes_that_are_still_open_ring_no_bell(store):
     await store.passes.open(PassId(job.id, "teacher-2"), prompts=4, chunk_size=10, smoke=0)
 
     assert not await engine._bell_was_missed(job.id)
+
+
+class Killed(BaseException):
+    """The process is gone: nothing is caught, nothing is written, the lease stays."""
+
+
+@pytest.mark.parametrize("at", ["before a chunk", "after a chunk", "before the pass opens"])
+async def test_a_crash_while_the_questions_are_written_asks_none_of_them_twice(store, at):
+    lab = Lab(Sampler())
+    job = await accepted(store, a_sampled_job(curation={"grader": JUDGE}), prompts(25))
+    put, open_, calls = store.content.put_prompt_chunk, store.passes.open, []
+
+    async def put_or_die(job_id, prompt_set, chunk, some):
+        dying = prompt_set == "rating" and chunk == 3 and not calls
+        if dying and at == "before a chunk":
+            calls.append(chunk)
+            raise Killed
+        await put(job_id, prompt_set, chunk, some)
+        if dying and at == "after a chunk":
+            calls.append(chunk)
+            raise Killed
+
+    async def open_or_die(pass_id, **fields):
+        if pass_id.name == "rating" and at == "before the pass opens" and not calls:
+            calls.append(0)
+            raise Killed
+        return await open_(pass_id, **fields)
+
+    store.content.put_prompt_chunk, store.passes.open = put_or_die, open_or_die
+    async with pumping(store, lab):
+        with contextlib.suppress(Killed):
+            await rung(store, an_engine(store, lab), job, times=500)
+        assert calls
+        await let_the_lease_run_out(store, job)
+        ended = await rung(store, an_engine(store, lab), job, times=500)
+
+    assert ended.status is S.SUCCEEDED, ended.error
+    assert len(lab.the_teacher.rated) == len(set(lab.the_teacher.rated)) == 75
