@@ -89,7 +89,7 @@ class Rules:
         yield from self._batch_faults(spec.teacher)
         yield from self._hyperparameter_faults(spec)
         yield from _sample_faults(spec)
-        yield from _method_faults(spec)
+        yield from self._method_faults(spec)
         yield from _score_faults(spec, asked)
         yield from params_faults(
             spec.teacher.model,
@@ -154,6 +154,23 @@ class Rules:
             yield Fault("/source/provider", "unknown_provider", f"is not a configured provider; there is {known}")
         elif not self._providers[name].can_store:
             yield Fault("/source/provider", "invalid_value", "is a provider that does not keep completions")
+
+    def _method_faults(self, spec: JobSpec) -> Iterator[Fault]:
+        samples, equals = spec.teacher.samples, spec.curation.grader is None
+        for i, student in enumerate(spec.students):
+            if student.method != "dpo":
+                if "beta" in student.hyperparameters:
+                    yield Fault(f"/students/{i}/hyperparameters/beta", "unsupported_param", "is for method dpo alone")
+            elif (provider := self._providers.get(student.provider)) is not None and not provider.can_dpo:
+                yield Fault(
+                    f"/students/{i}/method", "unsupported_param", "must be supervised; this provider has no dpo"
+                )
+            elif samples < 2:
+                detail = "learns from pairs of answers; ask for them with teacher.samples of 2 to 8"
+                yield Fault(f"/students/{i}/method", "invalid_value", detail)
+            elif samples == 2 and equals:
+                detail = "must be at least 3 for dpo without curation.grader: two answers agree with each other equally"
+                yield Fault("/teacher/samples", "invalid_value", detail)
 
     def _batch_faults(self, teacher: Teacher) -> Iterator[Fault]:
         if teacher.mode != "batch":
@@ -245,20 +262,6 @@ def _sample_faults(spec: JobSpec) -> Iterator[Fault]:
         yield Fault("/teacher/samples", "unsupported_param", "must be 1 where teacher.mode is batch")
     if spec.source == "stored_completions":
         yield Fault("/teacher/samples", "unsupported_param", "must be 1 for stored completions; nothing is generated")
-
-
-def _method_faults(spec: JobSpec) -> Iterator[Fault]:
-    samples, equals = spec.teacher.samples, spec.curation.grader is None
-    for i, student in enumerate(spec.students):
-        if student.method != "dpo":
-            if "beta" in student.hyperparameters:
-                yield Fault(f"/students/{i}/hyperparameters/beta", "unsupported_param", "is for method dpo alone")
-        elif samples < 2:
-            detail = "learns from pairs of answers; ask for them with teacher.samples of 2 to 8"
-            yield Fault(f"/students/{i}/method", "invalid_value", detail)
-        elif samples == 2 and equals:
-            detail = "must be at least 3 for dpo without curation.grader: two answers agree with each other equally"
-            yield Fault("/teacher/samples", "invalid_value", detail)
 
 
 def _score_faults(spec: JobSpec, asked: Asked) -> Iterator[Fault]:

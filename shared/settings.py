@@ -53,6 +53,7 @@ class ProviderSettings(BaseModel):
         None, description="last day on which it takes new fine-tuning jobs; null: open"
     )
     can_store: bool = Field(False, description="keeps completions asked with store: true, listable by metadata")
+    can_dpo: bool = Field(True, description="trains students by method dpo too")
     can_batch: bool = Field(False, description="serves batches: half the price, up to a day later")
     max_in_flight: int = Field(1000, ge=1, le=10_000, description="calls at once, per worker process")
     requests_per_minute: int | None = Field(None, ge=1, description="shared by all workers; null: learned")

@@ -138,7 +138,7 @@ def a_request(**changes: Any) -> dict[str, Any]:
 def some_settings(**changes: Any) -> Settings:
     openai = ProviderSettings(base_url="http://127.0.0.1:1/v1", api_key="sk-x", prices="openai", can_store=True)
     free = ProviderSettings(base_url="http://127.0.0.1:1/v1", can_train=False)
-    open_weights = openai.model_copy(update={"hyperparameters": ("lora", "lora_r", "house_rule")})
+    open_weights = openai.model_copy(update={"hyperparameters": ("lora", "lora_r", "house_rule"), "can_dpo": False})
     values: dict[str, Any] = {
         "redis_url": "redis://127.0.0.1:1/0",
         "secret_key": SECRET_KEY,

@@ -68,6 +68,11 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
         "validation_failed",
         "/teacher/samples",
     ),
+    "pairs where nobody trains on them": (
+        {"students": [{**DPO, "provider": "open"}], "teacher": a_teacher(samples=3)},
+        "unsupported_param",
+        "/students/0/method",
+    ),
     "a beta of no pairs": (
         {"students": [{**STUDENT, "hyperparameters": {"beta": 0.1}}]},
         "unsupported_param",
