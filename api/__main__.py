@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from api.app import NoAdminKey, create_app
 from api.watch import Watcher
 from shared.logs import configure_logs
+from shared.open_files import raise_open_file_limit
 from shared.settings import load_settings
 
 _GRACE_SECONDS = 10
@@ -29,6 +30,7 @@ def main() -> int:
     except (NoAdminKey, ValueError, OSError) as error:
         sys.stderr.write(f"{error}\n")
         return 2
+    raise_open_file_limit()
     config = uvicorn.Config(
         app,
         host=settings.api_host,

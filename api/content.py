@@ -9,12 +9,12 @@ import base64
 import hashlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Literal, TypeAlias, cast
 
 import msgspec
 
 from api.schemas.jobs import CompletionOut, JobError, UsageOut
-from shared.curation import Curator, Sample, SplitName, assistant_message
+from shared.curation import Curator, Reason, Sample, SplitName, assistant_message
 from shared.errors import BadRequest, Fault, JobNotFinished, NotFound, ProviderError, ValidationFailed
 from shared.exports import Format, formats_of, lines_of, split_of_all
 from shared.ids import locate_completion
@@ -23,6 +23,8 @@ from shared.lifecycle import TERMINAL
 from shared.models import Decision, Job, JsonObject, Prompt, StoredCompletion, usd
 from shared.plan import PassPlan, plans, teacher_plans
 from shared.store import Store
+
+Status: TypeAlias = Literal["accepted", "rejected", "failed"]
 
 _BLOCK_BYTES: Final = 64_000
 
@@ -103,7 +105,7 @@ def _shown(
 ) -> CompletionOut:
     """Before curating, a completion stands as it was judged on arrival."""
     message, finish_reason, provider_id = _answer(kept)
-    arrived = "failed" if kept.status == "failed" else "rejected" if kept.reason else "accepted"
+    arrived: Status = "failed" if kept.status == "failed" else "rejected" if kept.reason else "accepted"
     usage = kept.usage
     return CompletionOut(
         id=kept.id,
@@ -114,7 +116,7 @@ def _shown(
         prompt_key=prompt.key,
         prompt_index=kept.index if prompt.origin is None else prompt.origin,
         status=decision.status if decision else arrived,
-        reason=decision.reason if decision else kept.reason,
+        reason=cast("Reason | None", decision.reason if decision else kept.reason),
         split=decision.split if decision else ("holdout" if plan.prompt_set != "source" else None),
         messages=prompt.messages,
         output=message,

@@ -8,6 +8,7 @@ from api.schemas.common import Response, seconds
 from api.schemas.training import CheckpointOut
 from shared import models as domain
 from shared.cleanup import Cleanup, Kind
+from shared.curation import Reason, SplitName
 from shared.ids import EventId, JobId
 from shared.models import usd
 from shared.planning import Plan
@@ -457,9 +458,9 @@ class CompletionOut(Response):
     model: str
     prompt_key: str | None
     prompt_index: int
-    status: str
-    reason: str | None
-    split: str | None
+    status: Literal["accepted", "rejected", "failed"]
+    reason: Reason | None
+    split: SplitName | None
     messages: list[dict[str, Any]]
     output: dict[str, Any] | None
     finish_reason: str | None

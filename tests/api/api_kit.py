@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import socket
@@ -123,6 +124,20 @@ class Api:
         answer = await self.http.post("/v1/jobs", json=a_request(**changes))
         assert answer.status_code == 202, answer.text
         return answer.json()
+
+
+class Bridge(httpx2.BaseTransport):
+    """From a client's thread to the application, which lives on the loop that made this."""
+
+    def __init__(self, api: Api) -> None:
+        self._api = api
+        self._loop = asyncio.get_running_loop()
+
+    def handle_request(self, request: httpx2.Request) -> httpx2.Response:
+        headers = {k: v for k, v in request.headers.items() if k in {"authorization", "content-type"}}
+        sent = self._api.http.request(request.method, request.url, content=request.read(), headers=headers)
+        answer = asyncio.run_coroutine_threadsafe(sent, self._loop).result(10)
+        return httpx2.Response(answer.status_code, headers=answer.headers, content=answer.content)
 
 
 def a_request(**changes: Any) -> dict[str, Any]:

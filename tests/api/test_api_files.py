@@ -18,7 +18,7 @@ from typing import Any
 import httpx2
 import msgspec
 import pytest
-from api_kit import ADMIN_KEY, AUTHORIZED, NOT_STORED, Api, a_request, begin, loaded, problem_of, some_settings
+from api_kit import ADMIN_KEY, AUTHORIZED, NOT_STORED, Api, Bridge, a_request, begin, loaded, problem_of, some_settings
 from openai import DefaultHttpx2Client, OpenAI
 
 from api.schemas.job_requests import PromptIn
@@ -113,8 +113,10 @@ async def test_lines_are_read_alike_however_they_end_and_arrive(api: Api, name: 
 
 
 async def test_openais_sdk_uploads_lists_and_deletes(api: Api):
+    bridge = Bridge(api)
+
     def talk() -> None:
-        client = DefaultHttpx2Client(transport=Bridge(api), base_url="http://test/v1")
+        client = DefaultHttpx2Client(transport=bridge, base_url="http://test/v1")
         openai = OpenAI(api_key=ADMIN_KEY, base_url="http://test/v1", max_retries=0, http_client=client)
         body = lines(and_more=250)
         made = [
@@ -127,20 +129,6 @@ async def test_openais_sdk_uploads_lists_and_deletes(api: Api):
         assert openai.files.delete(made[1].id).deleted
         assert len(list(openai.files.list())) == 2
         openai.close()
-
-    loop = asyncio.get_running_loop()
-
-    class Bridge(httpx2.BaseTransport):
-        """From the SDK's thread to the application, which lives on this loop."""
-
-        def __init__(self, api: Api) -> None:
-            self._api = api
-
-        def handle_request(self, request: httpx2.Request) -> httpx2.Response:
-            headers = {k: v for k, v in request.headers.items() if k in {"authorization", "content-type"}}
-            sent = self._api.http.request(request.method, request.url, content=request.read(), headers=headers)
-            answer = asyncio.run_coroutine_threadsafe(sent, loop).result(10)
-            return httpx2.Response(answer.status_code, headers=answer.headers, content=answer.content)
 
     await asyncio.to_thread(talk)
 

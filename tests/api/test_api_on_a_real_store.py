@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -97,6 +98,17 @@ def test_an_accepted_job_survives_the_death_of_the_api_and_sigterm_ends_it_in_or
     assert posted["request_id"].startswith("req_")
     assert "invoice" not in log
     assert ADMIN_KEY not in log
+
+
+@pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="only Linux tells of another process's limits")
+def test_a_thousand_streams_do_not_meet_a_low_limit_of_open_files(valkey: embedded.Embedded):
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (512, hard))
+    try:
+        with an_api_process(valkey.url) as (running, _):
+            assert resource.prlimit(running.pid, resource.RLIMIT_NOFILE) == (hard, hard)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_without_a_key_the_process_says_what_is_missing():

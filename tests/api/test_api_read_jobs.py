@@ -5,14 +5,10 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import AsyncIterator
 from typing import Any
 
-import httpx2
-import openai
 import pytest
-from api_kit import ADMIN_KEY, Api, a_request, answer_all, begin, curate, loaded, problem_of
-from openai.pagination import AsyncCursorPage
+from api_kit import Api, answer_all, begin, curate, loaded, problem_of
 
 from shared.ids import new_event_id
 from shared.lifecycle import JobStatus
@@ -128,30 +124,6 @@ async def test_jobs_are_filtered_by_the_second_they_were_created_in(api: Api):
             assert await found(created_after=1_000, created_before=3_000, **more) == [2_000]
             assert await found(created_after=2_000, created_before=2_000, **more) == []
     assert (await api.http.get("/v1/jobs?created_after=yesterday")).status_code == 422
-
-
-@pytest.fixture
-async def sdk(api: Api) -> AsyncIterator[openai.AsyncOpenAI]:
-    transport = httpx2.ASGITransport(app=api.app)
-    http = httpx2.AsyncClient(transport=transport)
-    async with openai.AsyncOpenAI(
-        api_key=ADMIN_KEY, base_url="http://test/v1", http_client=http, max_retries=0
-    ) as client:
-        yield client
-
-
-async def test_openais_sdk_pages_our_lists_and_reads_our_errors(api: Api, sdk: openai.AsyncOpenAI):
-    made = {(await api.create())["id"] for _ in range(5)}
-
-    class AnyJob(openai.BaseModel):
-        id: str
-
-    pages = sdk.get_api_list("/jobs", model=AnyJob, page=AsyncCursorPage[AnyJob], options={"params": {"limit": 2}})
-    assert {job.id async for job in pages} == made
-    with pytest.raises(openai.UnprocessableEntityError) as refused:
-        await sdk.post("/jobs", body=a_request(retention_days=0), cast_to=object)
-    assert refused.value.status_code == 422
-    assert refused.value.request_id
 
 
 # --- events ----------------------------------------------------------------------------------------------------------
