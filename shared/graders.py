@@ -3,7 +3,7 @@
     {"type": "string_check",    "operation": "eq" | "ne" | "like" | "ilike"}      default eq
     {"type": "text_similarity", "evaluation_metric": "fuzzy_match" | "bleu" | "rouge_1" … "rouge_5" | "rouge_l"}
     {"type": "json_match",      "fields": ["category", …]}                        default: all fields
-    {"type": "score_model",     "provider": …, "model": …, "prompt": …}           a model as judge
+    {"type": "score_model",     "provider": …, "model": …, "prompt": …, "sampling_params": {…}}   a model as judge
 
 Each may have a `name` (default: its type).  What OpenAI calls `input` is always the answer, and `reference` is always
 the prompt's reference or else the teacher's answer, so neither is given here."""
@@ -20,6 +20,7 @@ from typing import Any, Final, Literal, Protocol, TypeAlias, cast, get_args
 
 import msgspec
 
+from shared.capabilities import PARAMS
 from shared.errors import Fault, ValidationFailed
 from shared.models import JsonObject
 
@@ -29,6 +30,7 @@ Metric: TypeAlias = Literal["fuzzy_match", "bleu", "rouge_1", "rouge_2", "rouge_
 MOST_GRADERS: Final = 8
 LONGEST_NAME: Final = 64  # characters
 LONGEST_CRITERION: Final = 8_000  # characters
+SAMPLING: Final = ("temperature", "top_p", "seed", "reasoning_effort", "max_completion_tokens")  # of a judge
 
 
 class Ungradable(ValueError):
@@ -230,13 +232,14 @@ def _same_json(one: Any, other: Any) -> bool:
 class ScoreModel:
     """A model as judge of how well one answer could stand in for another.  What it is asked stands in shared/judge.py.
 
-    prompt: what to judge by, instead of that.  Its scores reach shared/verdict.py as `judged`; without them every
-    example is ungradable."""
+    prompt: what to judge by, instead of that.  sampling_params: of its calls.  Its scores reach shared/verdict.py as
+    `judged`; without them every example is ungradable."""
 
     provider: str
     model: str
     name: str = "score_model"
     prompt: str | None = None
+    sampling_params: JsonObject | None = None
 
     def grade(self, output: str, reference: str) -> float:
         raise Ungradable("A judge's score is asked of a model, and none has come.")
@@ -263,6 +266,13 @@ def _field_names(value: Any) -> str | None:
     return None if names and len(set(value)) == len(value) else "must be a list of different field names"
 
 
+def _sampling(value: Any) -> str | None:
+    if not isinstance(value, dict) or not value.keys() <= set(SAMPLING):
+        return f"must be an object with some of {', '.join(SAMPLING)}"
+    faults = ((name, PARAMS[name](given)) for name, given in value.items() if given is not None)
+    return next((f"has a {name} that {wrong}" for name, wrong in faults if wrong), None)
+
+
 @dataclass(frozen=True)
 class _Kind:
     build: Callable[..., Grader]
@@ -283,6 +293,7 @@ KINDS: Final[Mapping[str, _Kind]] = {
             "provider": _text(LONGEST_NAME),
             "model": _text(256),
             "prompt": _text(LONGEST_CRITERION),
+            "sampling_params": _sampling,
         },
         required=frozenset({"provider", "model"}),
     ),

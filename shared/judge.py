@@ -15,12 +15,12 @@ import msgspec
 from shared.curation import assistant_message
 from shared.dataset import text_of
 from shared.errors import ProviderError
-from shared.graders import Ungradable
+from shared.graders import ScoreModel, Ungradable
 from shared.models import JsonObject, Prompt, StoredCompletion
 from shared.verdict import HoldoutExample, Pair
 
 #: Upper bound of one reply, so that what is reserved of a budget stays small.  The reply itself takes a dozen tokens;
-#: the rest is for a judge that reasons, whose hidden tokens count against it.
+#: the rest is for a judge that reasons, whose hidden tokens count against it.  `sampling_params` may raise it.
 ANSWER_TOKENS: Final = 2_048
 
 CRITERION: Final = (
@@ -48,6 +48,12 @@ def judge_messages(
         {"role": "system", "content": instructions},
         {"role": "user", "content": msgspec.json.encode(material).decode()},
     ]
+
+
+def judge_params(grader: ScoreModel) -> JsonObject:
+    """Of every call to this judge."""
+    given = {name: value for name, value in (grader.sampling_params or {}).items() if value is not None}
+    return {"max_completion_tokens": ANSWER_TOKENS, **given}
 
 
 RATING: Final = (

@@ -7,7 +7,7 @@ from typing import Final, Literal
 import msgspec
 
 from shared.graders import ScoreModel, parse_grader, parse_graders
-from shared.judge import ANSWER_TOKENS
+from shared.judge import judge_params
 from shared.lifecycle import Stage
 from shared.models import FineTune, Job, JsonObject, Prompt, Student
 from shared.store.jobs import RATING, TEACHER
@@ -86,7 +86,7 @@ def rating_plan(job: Job) -> PassPlan | None:
         role="judge",
         provider=grader.provider,
         model=grader.model,
-        params={"max_completion_tokens": ANSWER_TOKENS},
+        params=judge_params(grader),
         prompt_set=RATING,
         param="curation.grader.model",
     )
@@ -140,7 +140,7 @@ def judge_plans(job: Job) -> list[PassPlan]:
             role="judge",
             provider=grader.provider,
             model=grader.model,
-            params={"max_completion_tokens": ANSWER_TOKENS},
+            params=judge_params(grader),
             prompt_set=f"judge-{i}",
             param=f"evaluation.graders.{i}.model",
             grader=i,

@@ -91,6 +91,7 @@ class Rules:
         yield from _sample_faults(spec)
         yield from self._method_faults(spec)
         yield from _score_faults(spec, asked)
+        yield from _judge_faults(spec)
         yield from params_faults(
             spec.teacher.model,
             spec.teacher.params,
@@ -242,13 +243,8 @@ class Rules:
         yield "/teacher/model", self.price_list(spec.teacher.provider), spec.teacher.model
         for i, student in enumerate(spec.students):
             yield f"/students/{i}/model", self.price_list(student.provider), student.model
-        if spec.curation.grader is not None:
-            rater = parse_grader(spec.curation.grader, "/curation/grader")
-            if isinstance(rater, ScoreModel):
-                yield "/curation/grader/model", self.price_list(rater.provider), rater.model
-        for place, grader in enumerate(parse_graders(spec.evaluation.graders)):
-            if isinstance(grader, ScoreModel):
-                yield f"/evaluation/graders/{place}/model", self.price_list(grader.provider), grader.model
+        for pointer, judge in judges_of(spec):
+            yield f"{pointer}/model", self.price_list(judge.provider), judge.model
 
     def price_list(self, provider: str) -> str | None:
         found = self._providers.get(provider)
@@ -262,6 +258,24 @@ def _sample_faults(spec: JobSpec) -> Iterator[Fault]:
         yield Fault("/teacher/samples", "unsupported_param", "must be 1 where teacher.mode is batch")
     if spec.source == "stored_completions":
         yield Fault("/teacher/samples", "unsupported_param", "must be 1 for stored completions; nothing is generated")
+
+
+def judges_of(spec: JobSpec) -> list[tuple[str, ScoreModel]]:
+    """(pointer, judge) of every grader that is a model.  Raises `ValidationFailed` for one that is none at all."""
+    graders = [(f"/evaluation/graders/{i}", grader) for i, grader in enumerate(parse_graders(spec.evaluation.graders))]
+    if spec.curation.grader is not None:
+        graders.insert(0, ("/curation/grader", parse_grader(spec.curation.grader, "/curation/grader")))
+    return [(pointer, grader) for pointer, grader in graders if isinstance(grader, ScoreModel)]
+
+
+def _judge_faults(spec: JobSpec) -> Iterator[Fault]:
+    try:
+        judges = judges_of(spec)
+    except ValidationFailed:
+        return  # told of elsewhere
+    for pointer, judge in judges:
+        params = judge.sampling_params or {}
+        yield from params_faults(judge.model, params, tools=False, pointer=f"{pointer}/sampling_params")
 
 
 def _score_faults(spec: JobSpec, asked: Asked) -> Iterator[Fault]:

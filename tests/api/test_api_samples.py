@@ -13,6 +13,7 @@ from shared.curation import Curator, Sample
 from shared.lifecycle import JobStatus
 from shared.models import Job
 from shared.plan import teacher_plans
+from shared.store import keys
 from shared.store.jobs import Change
 
 pytestmark = pytest.mark.anyio
@@ -46,6 +47,16 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
         "/teacher/samples",
     ),
     "a grader of no kind": ({"curation": {"grader": {"type": "vibes"}}}, "validation_failed", "/curation/grader/type"),
+    "a judge asked as it refuses to be": (
+        {"curation": {"grader": {**JUDGE, "model": "o3", "sampling_params": {"temperature": 0}}}},
+        "unsupported_param",
+        "/curation/grader/sampling_params/temperature",
+    ),
+    "a judge asked in ways of its own": (
+        {"evaluation": {"graders": [{**JUDGE, "sampling_params": {"stop": "x"}}]}},
+        "validation_failed",
+        "/evaluation/graders/0/sampling_params",
+    ),
     "a judge of nobody": (
         {"curation": {"grader": {**JUDGE, "provider": "nobody"}}},
         "validation_failed",
@@ -254,3 +265,17 @@ async def test_a_job_that_ended_without_a_dataset_has_no_manifest(api: Api):
     job = await begin(api, await api.create())
     await api.store.jobs.change(job, Change(status=JobStatus.FAILED))
     assert (await api.http.get(f"/v1/jobs/{job.id}/dataset/manifest")).status_code == 404
+
+
+async def test_samples_that_an_earlier_job_has_paid_for_are_not_estimated_again(api: Api):
+    earlier = await loaded(api, await api.create(teacher=a_teacher(samples=3)))
+    for plan in teacher_plans(earlier):
+        await api.redis.hset(keys.pass_row(earlier.id, plan.name), mapping={"settled": 20, "accepted": 20})
+
+    async def high(samples: int) -> float:
+        request = a_request(source={"type": "job", "job_id": earlier.id}, teacher=a_teacher(samples=samples))
+        answer = await api.http.post("/v1/jobs?validate_only=true", json=request)
+        return float(answer.json()["cost"]["high"])
+
+    assert (await loaded(api, {"id": earlier.id})).counters.settled == 60
+    assert await high(1) == await high(3) < await high(5) < await high(8)

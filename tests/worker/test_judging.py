@@ -12,8 +12,8 @@ from shared.deletion import mark_deleted
 from shared.errors import ProviderAuthFailed, ProviderModelMissing
 from shared.ids import completion_id
 from shared.lifecycle import JobStatus, PausedReason
-from shared.models import Budget, Evaluation, Money, Teacher
-from shared.plan import judge_plans
+from shared.models import Budget, Curation, Evaluation, Money, Teacher
+from shared.plan import judge_plans, rating_plan
 from shared.pricing import Prices
 from shared.store.jobs import Change
 from tests.worker.test_engine import a_whole_job, an_engine, rung
@@ -167,7 +167,18 @@ async def test_a_judges_completions_are_named_apart_from_all_others(store):
 
     assert plan.number == 301, "grader 1; below 300 are teacher, bases and students"
     assert completion_id(b"s" * 32, job.id, plan.number, 0) != completion_id(b"s" * 32, job.id, 1, 0)
-    assert plan.params["max_completion_tokens"] <= 4_096, "what is reserved for a reply stays small"
+    assert plan.params == {"max_completion_tokens": 2_048}, "what is reserved for a reply stays small"
+
+
+async def test_a_judge_is_asked_with_the_params_its_owner_gives(store):
+    own = {"reasoning_effort": "low", "max_completion_tokens": 9_000, "seed": None}
+    judge = {**JUDGE, "sampling_params": own}
+    job = a_judged_job(evaluation=Evaluation(graders=[judge]))
+    job = replace(job, spec=replace(job.spec, curation=Curation(grader=judge)))
+
+    asked = [plan.params for plan in (rating_plan(job), *judge_plans(job))]
+
+    assert asked == [{"max_completion_tokens": 9_000, "reasoning_effort": "low"}] * 2
 
 
 async def test_a_deleted_job_takes_with_it_what_its_judges_were_asked(store):
