@@ -261,11 +261,8 @@ class Jobs:
                 raise Conflict("The student does not await its deployment (any more).", code="student_not_awaiting")
             named = [Named("/model", endpoint.provider, model)]
             named += [Named("/base_model", endpoint.provider, base_model)] if base_model is not None else []
-            faults = self._planner.endpoint_faults(endpoint) or [
-                *await self._preflight.foreign_faults(tenant, named),
-                *self._preflight.unpriced_faults(tenant, named),
-            ]
-            if faults:
+            faults = self._planner.endpoint_faults(job, number, endpoint)
+            if faults := faults or await self._preflight.foreign_faults(tenant, named):
                 raise invalid(faults)
             event = Event(
                 id=new_event_id(),

@@ -146,9 +146,10 @@ class Planner:
         """What is wrong with this budget for a job that has begun."""
         return [*self._rules.budget_faults(budget, job.spec, None, money=job.money)]
 
-    def endpoint_faults(self, endpoint: StudentEndpoint) -> list[Fault]:
+    def endpoint_faults(self, job: Job, number: int, endpoint: StudentEndpoint) -> list[Fault]:
         """What is wrong with the place at which a deployed student is said to answer."""
-        return [*self._rules.endpoint_faults(endpoint)]
+        limited = job.money.limit_nano is not None or self._store.day_limit(job.tenant) is not None
+        return [*self._rules.endpoint_faults(job.spec.students[number], endpoint, limited=limited)]
 
     async def _prompts_of(self, job: Job) -> list[Prompt]:
         prompts: list[Prompt] = []

@@ -24,6 +24,7 @@ from shared.models import (
     PromptCounts,
     PromptDefaults,
     Split,
+    Student,
     StudentEndpoint,
     Teacher,
     usd,
@@ -144,9 +145,14 @@ class Rules:
         hint = f"; did you mean {near[0]}?" if near else f"; there is {listed(sorted(self._providers))}"
         return Fault(pointer, "unknown_provider", "is not a configured provider" + hint)
 
-    def endpoint_faults(self, endpoint: StudentEndpoint) -> Iterator[Fault]:
+    def endpoint_faults(self, student: Student, endpoint: StudentEndpoint, *, limited: bool) -> Iterator[Fault]:
+        """limited: whether money is counted, so that what answers there must have a price."""
+        price_list = self.price_list(endpoint.provider)
         if endpoint.provider not in self._providers:
             yield self._unknown("/provider", endpoint.provider)
+        elif limited and not self._prices.is_priced(price_list, f"ft:{student.model}"):
+            detail = "has no known price for this student, so the budget cannot be kept; ask the operator for a price"
+            yield Fault("/provider", "model_unpriced", detail)
 
     def stored_faults(self, spec: JobSpec) -> Iterator[Fault]:
         name = spec.stored.provider if spec.stored is not None else ""

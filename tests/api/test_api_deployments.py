@@ -122,6 +122,14 @@ async def test_what_is_wrong_is_named_and_placed(api: Api):
     assert (await stored(api, job)).endpoints == {}
 
 
+async def test_a_job_with_a_budget_can_be_told_of_priced_providers_alone(api: Api):
+    job = await an_awaiting_job(api, limit_nano=10**10)
+
+    unpriced = await tell(api, job, provider="closed")  # which answers, and trains nobody
+    assert (unpriced.status_code, problem_of(unpriced)["code"]) == (422, "model_unpriced")
+    assert (await tell(api, job, provider="open")).status_code == 200
+
+
 async def test_another_tenants_model_is_nobodys_endpoint(api: Api):
     job = await an_awaiting_job(api)
     await api.redis.hset(keys.tuned_models("openai"), "ft:gpt-4.1:acme::1", "acme")

@@ -34,7 +34,7 @@ def test_every_container_is_locked_down_and_watched(name: str) -> None:
 def test_every_setting_in_the_compose_file_exists() -> None:
     known = {f"DISTILL_{name.upper()}" for name in Settings.model_fields}
     given = {name for service in SERVICES.values() for name in service.get("environment", {})}
-    given.discard("SANDBOX_TODAY")
+    given -= {"SANDBOX_TODAY", "TMPDIR"}
     assert given
     assert {name.removesuffix("_FILE") if name not in known else name for name in given} <= known
 
@@ -48,6 +48,12 @@ def test_the_store_keeps_what_a_202_promises() -> None:
     assert flags["--maxmemory-policy"] == "noeviction"
     assert "ports" not in SERVICES["valkey"]
     assert COMPOSE["networks"]["store"] == {"internal": True}
+
+
+def test_training_files_are_written_to_disk_and_not_to_memory() -> None:
+    worker = COMPOSE["services"]["worker"]
+    assert worker["environment"]["TMPDIR"] in worker["volumes"]
+    assert worker["environment"]["TMPDIR"] not in worker["tmpfs"]
 
 
 def test_workers_stop_later_than_their_grace() -> None:

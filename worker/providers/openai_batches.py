@@ -49,6 +49,7 @@ class OpenAIBatcher:
         return next(iter(await files_named(self._client, "batch", filename, not_before=0)), None)
 
     async def upload(self, path: Path, filename: str) -> str:
+        """Never in parts: an input file has at most 200 MB by the provider's own rule."""
         with path.open("rb") as lines:
             file = await asked(self._client.files.create(file=(filename, lines, "application/jsonl"), purpose="batch"))
         return file.id
