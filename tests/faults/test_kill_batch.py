@@ -87,7 +87,7 @@ def test_a_batch_job_gives_what_a_live_job_gives_at_half_the_price(system: Syste
     assert "Batch 0 has completed: 60 answered, 0 failed, 0 to be asked again." in said
 
     system.sandbox.reset()
-    live = {"provider": "sandbox", "model": TEACHER, "params": {"max_completion_tokens": 100, "seed": 1}}
+    live = {"provider": "sandbox", "model": TEACHER, "params": {"max_completion_tokens": 100, "user": "live"}}
     live_id = system.submit(teacher=live, source=source)["id"]
     system.until(lambda: system.job(live_id)["progress"]["completions_settled"] == 60, "all are answered live")
     system.client.post(f"/v1/jobs/{live_id}/cancel").raise_for_status()

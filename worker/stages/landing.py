@@ -34,10 +34,8 @@ class Landing(StudentStep):
         way = self._tools.providers.settings(self._student.provider).tuned_model
         model = job.fine_tuned_model
         checkpoint = await self._last_checkpoint(job.id) if way != "ready" else None
-        if checkpoint is not None and (way == "checkpoint" or model is None):
-            model = checkpoint.model
-        elif way == "checkpoint":
-            model = None
+        if way == "checkpoint" or model is None:
+            model = checkpoint.model if checkpoint is not None else None
         if model is None and way != "deployment":
             return None
         await self._found(tune)
