@@ -26,6 +26,7 @@ from shared.store import Store
 
 Status: TypeAlias = Literal["accepted", "rejected", "failed"]
 
+_ON_HOLDOUT: Final = frozenset({"base", "student"})
 _BLOCK_BYTES: Final = 64_000
 
 
@@ -105,6 +106,7 @@ def _shown(
 ) -> CompletionOut:
     """Before curating, a completion stands as it was judged on arrival."""
     message, finish_reason, provider_id = _answer(kept)
+    on_holdout = plan.role in _ON_HOLDOUT or plan.grader is not None  # also of what the evaluation's judges compare
     arrived: Status = "failed" if kept.status == "failed" else "rejected" if kept.reason else "accepted"
     usage = kept.usage
     return CompletionOut(
@@ -117,7 +119,7 @@ def _shown(
         prompt_index=kept.index if prompt.origin is None else prompt.origin,
         status=decision.status if decision else arrived,
         reason=cast("Reason | None", decision.reason if decision else kept.reason),
-        split=decision.split if decision else ("holdout" if plan.prompt_set != "source" else None),
+        split=decision.split if decision else ("holdout" if on_holdout else None),
         messages=prompt.messages,
         output=message,
         finish_reason=finish_reason,

@@ -6,14 +6,17 @@ import hashlib
 import json
 from typing import Any
 
+import msgspec
 import pytest
 from api_kit import Api, a_request, answer_all, begin, curate, loaded, problem_of
 
 from shared.curation import Curator, Sample
+from shared.ids import completion_id
 from shared.lifecycle import JobStatus
-from shared.models import Job
+from shared.models import Job, Prompt, StoredCompletion
 from shared.plan import teacher_plans
 from shared.store import keys
+from shared.store.content import pack_completion
 from shared.store.jobs import Change
 
 pytestmark = pytest.mark.anyio
@@ -279,3 +282,28 @@ async def test_samples_that_an_earlier_job_has_paid_for_are_not_estimated_again(
 
     assert (await loaded(api, {"id": earlier.id})).counters.settled == 60
     assert await high(1) == await high(3) < await high(5) < await high(8)
+
+
+async def test_a_judges_reply_is_shown_with_the_prompt_and_the_score_it_is_about(api: Api):
+    grader = {**JUDGE, "name": "judge"}
+    request = {"curation": {"min_accepted": 5, "grader": JUDGE}, "evaluation": {"graders": [grader]}}
+    job = await loaded(api, await api.create(**request))
+    for number, name in ((200, "rating"), (300, "judge-0")):
+        asked = Prompt(messages=[{"role": "user", "content": "{}"}], key="t-3", origin=3, place=3)
+        await api.store.content.put_prompt_chunk(job.id, name, 0, [asked])
+        raw = {"choices": [{"message": {"role": "assistant", "content": '{"score": 0.25}'}}]}
+        kept = StoredCompletion(
+            id=completion_id(api.settings.secret, job.id, number, 0),
+            index=0,
+            model="gpt-4.1",
+            status="answered",
+            created_at_ms=1,
+            raw=msgspec.Raw(msgspec.json.encode(raw)),
+        )
+        await api.redis.hset(keys.completions(job.id, name, 0), "0", pack_completion(kept))
+
+    shown = await _pages(api, f"/v1/jobs/{job.id}/completions", role="judge")
+
+    assert [(each["prompt_key"], each["prompt_index"], each["score"]) for each in shown] == [("t-3", 3, 0.25)] * 2
+    assert [each["split"] for each in shown] == [None, "holdout"], "answers are rated before the holdout is set aside"
+    assert [each["sample"] for each in shown] == [None, None]

@@ -1,5 +1,5 @@
 """Several answers to each prompt, rated by a judge; one student learns from examples and one from pairs; and the worker
-dies while the judge is asked."""
+dies while the judge rates, and again while it compares."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PROMPTS = 48
 IN_FLIGHT = 8
 
 
-def test_the_best_of_three_trains_two_students_though_the_worker_dies_in_the_judges_pass(tmp_path: Path) -> None:
+def test_the_best_of_three_trains_two_students_though_workers_die_in_the_judges_passes(tmp_path: Path) -> None:
     grader = {"type": "score_model", "provider": "sandbox", "model": JUDGE}
     student = {"provider": "sandbox", "model": STUDENT}
     request: dict[str, Any] = {
@@ -38,6 +38,10 @@ def test_the_best_of_three_trains_two_students_though_the_worker_dies_in_the_jud
         system.until(lambda: system.job(job_id)["cost"]["by_stage"]["curating_usd"] != "0", "the judge is asked")
         assert system.job(job_id)["stage"] == "curating"
         system.kill(first)
+        second = system.start_worker()
+        system.until(lambda: _listed(system, path, role="judge", split="holdout"), "the judge compares")
+        assert system.job(job_id)["stage"] == "evaluating"
+        system.kill(second)
         system.start_worker()
         job = system.finished(job_id)
 
@@ -49,7 +53,7 @@ def test_the_best_of_three_trains_two_students_though_the_worker_dies_in_the_jud
         assert replies
         assert all(0 <= reply["score"] <= 1 for reply in replies)
         again = ledger["completions_billed"] - ledger["distinct_prompts_billed"]
-        assert again <= job["progress"]["possibly_billed"] <= IN_FLIGHT, "only what was in flight at the kill"
+        assert again <= job["progress"]["possibly_billed"] <= 2 * IN_FLIGHT, "only what was in flight"
         cost = job["cost"]
         assert Decimal(cost["spent_usd"]) + Decimal(cost["unconfirmed_usd"]) <= Decimal(cost["limit_usd"])
         assert cost["reserved_usd"] == "0"
