@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeVar
 
 import msgspec
 import redis.asyncio as redis
@@ -17,6 +17,7 @@ from shared.ports import TrainingJob
 from shared.store import keys
 from shared.store.connection import Scripts, ask
 
+T = TypeVar("T")
 _AWAITED_SECONDS: Final = 3 * 86_400  # far longer than two looks are apart
 _NOTED_AGAIN_MS: Final = 3_600_000
 _BOARD_SECONDS: Final = 86_400
@@ -52,6 +53,7 @@ class Sight:
     new: bool = False
 
 
+_NEVER_SEEN: Final = Pace(0, 0, 0)
 _paces: Final = msgspec.json.Decoder(Pace)
 _jobs: Final = msgspec.json.Decoder(TrainingJob)
 
@@ -121,9 +123,10 @@ class FollowedStore:
         pipe.hgetall(keys.followed(provider))
         pipe.hgetall(keys.noticeboard(provider))
         followed, board = await ask(pipe.execute())
+        paces = ((id_.decode(), _decoded(_paces, text)) for id_, text in followed.items())
         entries = ((id_.decode(), _entry_of(text)) for id_, text in board.items())
         return (
-            {id_.decode(): _paces.decode(text) for id_, text in followed.items()},
+            {id_: pace or _NEVER_SEEN for id_, pace in paces},
             {id_: entry for id_, entry in entries if entry is not None},
         )
 
@@ -160,8 +163,19 @@ class FollowedStore:
 def _entry_of(text: bytes | None) -> Entry | None:
     if not text:
         return None
-    read_at, _, job = text.partition(b" ")
-    return Entry(int(read_at), None if job == b"-" else _jobs.decode(job))
+    read_at, _, body = text.partition(b" ")
+    if body == b"-":
+        return Entry(int(read_at), None)
+    job = _decoded(_jobs, body)
+    return None if job is None else Entry(int(read_at), job)
+
+
+def _decoded(decoder: msgspec.json.Decoder[T], text: bytes) -> T | None:
+    """None for what another version of ours has written: it will be read again."""
+    try:
+        return decoder.decode(text)
+    except msgspec.MsgspecError:
+        return None
 
 
 def _text_of(entry: Entry) -> bytes:

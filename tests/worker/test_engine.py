@@ -425,3 +425,22 @@ async def test_the_owner_is_told_once_that_most_of_the_budget_is_used(store):
 
     told = [event for event in await store.jobs.events(job.id, after=0, limit=100) if "threshold_percent" in event.data]
     assert [event.data["spent_usd"] for event in told] == ["850"]
+
+
+async def test_what_the_provider_tells_during_a_look_is_looked_at_at_once(store):
+    trainer, job = ScriptedTrainer(), await in_training(store)
+    trainer.status = "running"
+    engine = an_engine(store, Lab(trainer=trainer), poll_min_seconds=60.0, poll_max_seconds=60.0)
+    await rung(store, engine, job, times=2)
+    poll = trainer.poll
+
+    async def told_too_late(job_id):
+        found = await poll(job_id)
+        trainer.status, trainer.poll = "succeeded", poll
+        await store.followed.hint("lab", job_id, "wh_1")
+        return found
+
+    trainer.poll = told_too_late
+    await engine.advance(job.id)
+
+    assert (await loaded(store, job.id)).fine_tunes[0].step == "ended"

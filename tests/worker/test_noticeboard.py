@@ -300,6 +300,15 @@ async def test_what_nobody_looks_at_any_more_is_forgotten(store):
     assert "ftjob-9" not in (await store.followed.all("lab"))[0]
 
 
+async def test_what_another_version_has_written_is_read_again(store):
+    trainer = a_trainer(10)
+    board = await followed(store, trainer, 10)
+    await store._redis.hset(keys.noticeboard("lab"), "ftjob-0", '9999999999999 {"of": "old"}')
+    await store._redis.hset(keys.followed("lab"), "ftjob-1", '{"of": "old"}')
+
+    assert [seen.job.id for seen in await look_at_all(board, [0, 2])] == ["ftjob-0", "ftjob-2"]
+
+
 async def test_an_ended_job_is_followed_no_more(store):
     trainer = a_trainer(10)
     board = await followed(store, trainer, 10)

@@ -9,8 +9,9 @@ local clock = redis.call("TIME")
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
 local since, every = tonumber(ARGV[2]), tonumber(ARGV[3])
 local known = redis.call("HGET", KEYS[1], ARGV[1])
-local pace = known and cjson.decode(known)
-local same = pace and pace[1] == since and math.abs(pace[2] - every) <= every / 5 and now - pace[3] < tonumber(ARGV[6])
+local decoded, pace = pcall(cjson.decode, known or "")
+if not decoded or type(pace) ~= "table" then pace = nil end
+local same = pace and pace[1] == since and pace[3] and math.abs(pace[2] - every) <= every / 5 and now - pace[3] < tonumber(ARGV[6])
 if not same then
   redis.call("HSET", KEYS[1], ARGV[1], cjson.encode({since, every, now}))
   redis.call("EXPIRE", KEYS[1], ARGV[5])
