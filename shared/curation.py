@@ -96,11 +96,11 @@ def words_of(text: str) -> str:
     """A text without what does not change the question: case, white space, and sentence marks at the ends of words.
 
     Digits, symbols, quotes and marks inside a word stay, because "2*3", "2-3" and "3.5" differ by nothing else."""
-    words = (
-        word.lstrip(OPENING_MARKS).rstrip(CLOSING_MARKS)
-        for word in unicodedata.normalize("NFC", text.casefold()).split()
-    )
-    return " ".join(word for word in words if word)
+    folded = text.casefold()
+    if not folded.isascii():  # in which there is nothing to compose
+        folded = unicodedata.normalize("NFC", folded)
+    words = [word.lstrip(OPENING_MARKS).rstrip(CLOSING_MARKS) for word in folded.split()]
+    return " ".join([word for word in words if word])
 
 
 def split_of(messages: Sequence[JsonObject], tools: Sequence[JsonObject] | None, split: Split) -> SplitName:

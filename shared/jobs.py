@@ -30,10 +30,10 @@ from shared.store.purging import Receipt
 
 S = JobStatus
 _DAY_MS: Final = 86_400_000
-_RINGS_MAX: Final = 1_000  # bells on their way; beyond, the sweep finds the jobs by their due time
-#: A message costs 2 ms of the process, as much as accepting a job.  Where more are asked for, workers have work, and
-#: their sweep finds the rest within a second.
-_RINGS_PER_SECOND: Final = 50
+_RINGS_MAX: Final = 100  # bells on their way; beyond, the sweep finds the jobs by their due time
+#: A message costs 2 ms of the process, twice as much as accepting a job, and makes a worker look for all rows that are
+#: due.  So those that ring faster than this share one bell.
+_RINGS_PER_SECOND: Final = 10
 _TRIES: Final = 8  # a change refused because the job moved meanwhile is decided again, so many times
 
 
@@ -62,6 +62,7 @@ class Jobs:
         self._rings: set[asyncio.Task[bool]] = set()
         self._rings_left: float = _RINGS_PER_SECOND
         self._rung_at = 0.0
+        self._shared_ring: asyncio.TimerHandle | None = None
 
     # --- asking for one ----------------------------------------------------------------------------------------------
 
@@ -318,17 +319,32 @@ class Jobs:
 
     def ring(self, job_id: JobId, task_name: str = ADVANCE_JOB) -> None:
         """Never waited for: a bell that is lost is rung again by the sweep."""
-        now = asyncio.get_running_loop().time()
+        loop = asyncio.get_running_loop()
+        now = loop.time()
         self._rings_left = min(_RINGS_PER_SECOND, self._rings_left + (now - self._rung_at) * _RINGS_PER_SECOND)
         self._rung_at = now
-        if self._rings_left >= 1 and len(self._rings) < _RINGS_MAX:
+        if self._rings_left >= 1:
             self._rings_left -= 1
+            self._ring_now(task_name, job_id)
+        elif self._shared_ring is None:
+            in_seconds = (1 - self._rings_left) / _RINGS_PER_SECOND
+            self._shared_ring = loop.call_later(in_seconds, self._ring_for_many, task_name, job_id)
+
+    def _ring_for_many(self, task_name: str, job_id: JobId) -> None:
+        """For all who have asked since; any bell wakes the sweep, whatever its name."""
+        self._shared_ring = None
+        self.ring(job_id, task_name)
+
+    def _ring_now(self, task_name: str, job_id: JobId) -> None:
+        if len(self._rings) < _RINGS_MAX:
             task = asyncio.get_running_loop().create_task(self._doorbell.ring(task_name, job_id))
             self._rings.add(task)
             task.add_done_callback(self._rings.discard)
 
     async def close(self, *, wait_seconds: float = 3.0) -> None:
         """Let the bells on their way ring out."""
+        if self._shared_ring is not None:
+            self._shared_ring.cancel()
         if self._rings:
             await asyncio.wait(self._rings, timeout=wait_seconds)
 

@@ -72,13 +72,14 @@ class Planner:
         unanswered = spec.teacher.samples * sum(prompt.completion is None for prompt in complete)
         if earlier is not None and complete == list(prompts):
             unanswered = min(unanswered, _unpaid(spec, earlier, len(complete)))
+        total_bytes = sum(map(prompt_size, complete))
         asked = Asked(
             total=len(complete),
             unanswered=unanswered,
-            bytes=sum(map(prompt_size, complete)),
+            bytes=total_bytes,
             tools=any(prompt.tools for prompt in complete),
             unreferenced=sum(prompt.reference is None for prompt in complete),
-            faults=[*self._rules.prompt_faults(spec, complete)],
+            faults=[*self._rules.prompt_faults(spec, complete, total_bytes)],
         )
         spec, estimate, warnings = self._planned(spec, asked)
         return Plan(spec, complete, asked.total, estimate, warnings)

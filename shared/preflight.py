@@ -85,20 +85,32 @@ class Catalogues:
 
     async def of(self, provider: str) -> Catalogue | None:
         """provider: a configured one, so that what is remembered stays small."""
-        seen = self._seen.get(provider)
-        if seen is not None and self._clock() - seen[0] < _REMEMBERED_SECONDS:
-            return seen[1]
-        found = await self._store.catalogues.get(provider)
-        if found is not None:
-            self._seen[provider] = (self._clock(), found)
-        return found
+        _, catalogues = await self.look_up([], [provider])
+        return catalogues[provider]
 
-    async def fresh(self, provider: str) -> Catalogue | None:
-        """None when it was not read lately, or the provider lists no models."""
-        found = await self.of(provider)
-        if found is None or found.read_at_ms is None or self._clock() - found.read_at_ms / 1000 > _FRESH_SECONDS:
-            return None
-        return found
+    async def look_up(
+        self, named: Sequence[Named], providers: Iterable[str]
+    ) -> tuple[list[TenantId | None], Mapping[str, Catalogue | None]]:
+        """(whose jobs have made each of these models, None for none; the providers' catalogues), in one read."""
+        now = self._clock()
+        known: dict[str, Catalogue | None] = {}
+        for provider in providers:
+            seen = self._seen.get(provider)
+            known[provider] = seen[1] if seen is not None and now - seen[0] < _REMEMBERED_SECONDS else None
+        unread = [provider for provider, catalogue in known.items() if catalogue is None]
+        if not (named or unread):
+            return [], known
+        owners, found = await self._store.catalogues.look_up([(each.provider, each.model) for each in named], unread)
+        for provider, catalogue in zip(unread, found, strict=True):
+            known[provider] = catalogue
+            if catalogue is not None:
+                self._seen[provider] = (now, catalogue)
+        return owners, known
+
+    def is_fresh(self, catalogue: Catalogue) -> bool:
+        """False when it was not read lately, or the provider lists no models."""
+        read_at_ms = catalogue.read_at_ms
+        return read_at_ms is not None and self._clock() - read_at_ms / 1000 <= _FRESH_SECONDS
 
     def today_at(self, catalogue: Catalogue) -> date:
         """By the provider's own calendar."""
@@ -137,8 +149,10 @@ class Preflight:
         """The plan with what else there is to warn of.  Raises ValidationFailed with every fault."""
         faults: list[Fault] = []
         advice: list[Advice] = []
-        for named in named_models(plan.spec):
-            await self._look(tenant, named, plan.spec, faults, advice)
+        models = [*named_models(plan.spec)]
+        owners, catalogues = await self._catalogues.look_up(models, [named.provider for named in models])
+        for named, owner in zip(models, owners, strict=True):
+            await self._look(tenant, named, owner, catalogues[named.provider], plan.spec, faults, advice)
         for i, student in enumerate(plan.spec.students):
             self._training(f"/students/{i}/provider", student.provider, faults, advice)
         faults += self.unpriced_faults(tenant, named_models(plan.spec))
@@ -147,10 +161,16 @@ class Preflight:
         return replace(plan, warnings=[*plan.warnings, *dict.fromkeys(advice)])
 
     async def _look(
-        self, tenant: TenantId, named: Named, spec: JobSpec, faults: list[Fault], advice: list[Advice]
+        self,
+        tenant: TenantId,
+        named: Named,
+        owner: TenantId | None,
+        catalogue: Catalogue | None,
+        spec: JobSpec,
+        faults: list[Fault],
+        advice: list[Advice],
     ) -> None:
-        owner = (await self._store.catalogues.owners(named.provider, [named.model])).get(named.model)
-        catalogue = await self._catalogues.of(named.provider)
+        """owner: whose jobs have made the model; None for nobody's."""
         if catalogue is not None and catalogue.outcome == "auth_failed":
             advice.append(
                 Advice(
@@ -159,7 +179,8 @@ class Preflight:
                     "unless that is mended.",
                 )
             )
-        catalogue = await self._catalogues.fresh(named.provider)
+        if catalogue is not None and not self._catalogues.is_fresh(catalogue):
+            catalogue = None
         if owner not in {None, tenant} or (catalogue is not None and named.model not in catalogue.models):
             if owner == tenant:
                 return  # too fresh to be listed
@@ -178,8 +199,8 @@ class Preflight:
     async def foreign_faults(self, tenant: TenantId, named: Sequence[Named]) -> list[Fault]:
         """Models among these that another tenant's jobs have made: of those, nobody else knows."""
         faults = []
-        for each in named:
-            owner = (await self._store.catalogues.owners(each.provider, [each.model])).get(each.model)
+        owners, _ = await self._catalogues.look_up(named, ())
+        for each, owner in zip(named, owners, strict=True):
             if owner not in {None, tenant}:
                 faults.append(Fault(each.pointer, "model_unknown", await self._unknown(tenant, each)))
         return faults

@@ -33,6 +33,8 @@ from genai_prices.types import ModelInfo, ModelPrice, TieredPrices
 from shared.estimate import LEAST, MOST, Size, expected_calls, expected_trainings
 from shared.models import JobSpec, JsonObject, Prompt, Usage, usd
 
+_encode: Final = msgspec.json.Encoder().encode
+_SIZE_OF_NOTHING: Final = len('{"messages":,"tools":[],"response_format":{}}')
 _FEMTO_IN_NANO: Final = 1_000_000  # rates are whole femto-dollars per token, so that "$0.0375 a million" stays exact
 _CACHED_SECONDS: Final = 60.0  # some prices change on a date or by the hour
 _CACHED_MODELS: Final = 1_024  # model names come from requests; the memory of them is bounded
@@ -267,9 +269,13 @@ def request_size(body: JsonObject) -> tuple[int, int]:
 
 
 def prompt_size(prompt: Prompt) -> int:
-    """Bytes of one prompt as it will be asked."""
-    asked = {"messages": prompt.messages, "tools": prompt.tools or [], "response_format": prompt.response_format or {}}
-    return request_size(asked)[0]
+    """Bytes of one prompt as it will be asked: `request_size` of its messages, tools and response format."""
+    size = _SIZE_OF_NOTHING + len(_encode(prompt.messages))
+    if prompt.tools:
+        size += len(_encode(prompt.tools)) - len("[]")
+    if prompt.response_format:
+        size += len(_encode(prompt.response_format)) - len("{}")
+    return size
 
 
 def output_limit(model: str) -> int:

@@ -195,14 +195,16 @@ class Rules:
                 pointer = f"/students/{i}/hyperparameters"
                 yield from hyperparameter_faults(student.hyperparameters, provider.hyperparameters, pointer=pointer)
 
-    def prompt_faults(self, spec: JobSpec, prompts: Sequence[Prompt]) -> Iterator[Fault]:
+    def prompt_faults(self, spec: JobSpec, prompts: Sequence[Prompt], total_bytes: int) -> Iterator[Fault]:
+        """total_bytes: `prompt_size` of all of them."""
         place, limits = PLACES[spec.source], self._limits
         if len(prompts) > limits.prompts_max:
             yield Fault(place, "too_many_prompts", f"must be at most {limits.prompts_max:,}")
             return
         seen: set[str] = set()
         for i, prompt in enumerate(prompts):
-            if chars_of(prompt) > limits.prompt_max_chars:
+            # No text has more characters than its JSON has bytes, and nearly all prompts together are short enough.
+            if total_bytes > limits.prompt_max_chars and chars_of(prompt) > limits.prompt_max_chars:
                 what = "is longer than" if spec.source == "inline" else "has a prompt of more than"
                 where = f"{place}/{i}" if spec.source == "inline" else place
                 yield Fault(where, "prompt_too_long", f"{what} {limits.prompt_max_chars:,} characters")

@@ -37,12 +37,20 @@ class CatalogueStore:
         """The provider is no longer configured."""
         await ask(self._redis.zrem(keys.DUE, _member(provider)))
 
-    async def owners(self, provider: str, models: Sequence[str]) -> Mapping[str, TenantId]:
-        """Whose jobs have made these fine-tuned models; those that no job has made are left out."""
-        if not models:
-            return {}
-        found = await ask(self._redis.hmget(keys.tuned_models(provider), list(models)))
-        return {name: TenantId(owner.decode()) for name, owner in zip(models, found, strict=True) if owner}
+    async def look_up(
+        self, models: Sequence[tuple[str, str]], providers: Sequence[str]
+    ) -> tuple[list[TenantId | None], list[Catalogue | None]]:
+        """In one read: whose jobs have made each of these (provider, model), and the catalogues of these providers."""
+        pipe = self._redis.pipeline(transaction=False)
+        for provider, model in models:
+            pipe.hget(keys.tuned_models(provider), model)
+        for provider in providers:
+            pipe.get(keys.catalogue(provider))
+        found = await ask(pipe.execute())
+        owners = [None if owner is None else TenantId(owner.decode()) for owner in found[: len(models)]]
+        return owners, [
+            None if text is None else msgspec.json.decode(text, type=Catalogue) for text in found[len(models) :]
+        ]
 
     async def forget_owner(self, provider: str, model: str) -> None:
         """The provider has deleted the model.  Not before: whose it is keeps it from everybody else's eyes."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 
 import pytest
@@ -130,3 +131,15 @@ async def test_a_retry_is_a_new_job_that_asks_the_same_and_leaves_the_old_one_al
     assert prompts == await api.store.content.prompt_chunk(job.id, "source", 0)
     assert [message["role"] for message in prompts[2].messages] == ["system", "user"]
     assert (await api.http.get(f"/v1/jobs/{job.id}")).json()["status"] == "failed"
+
+
+async def test_jobs_that_ring_all_at_once_share_a_bell_and_none_is_forgotten(api: Api):
+    jobs = api.app.state.services.jobs
+    for n in range(1_000):
+        jobs.ring(JobId(f"job_{n}"))
+    await asyncio.sleep(0)
+    at_once = len(api.bell.rung)
+    assert 1 <= at_once <= 20
+    async with asyncio.timeout(10):
+        while len(api.bell.rung) == at_once:
+            await asyncio.sleep(0.01)
