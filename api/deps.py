@@ -148,10 +148,15 @@ class Requirement:
     scope: Scope
 
     async def __call__(self, request: Request) -> Caller:
-        caller = await authenticate(request)
-        if self.scope not in caller.scopes:
-            raise Forbidden(f"This route asks for the scope {self.scope}, which the API key does not have.")
-        return caller
+        return await authorized(request, self.scope)
+
+
+async def authorized(request: Request, scope: Scope) -> Caller:
+    """Raises as `authenticate`, and Forbidden."""
+    caller = await authenticate(request)
+    if scope not in caller.scopes:
+        raise Forbidden(f"This route asks for the scope {scope}, which the API key does not have.")
+    return caller
 
 
 def requires(scope: Scope) -> Any:

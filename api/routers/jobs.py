@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
 from typing import Annotated, Any, Final, Literal
 
 from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
@@ -24,6 +23,7 @@ from api.deps import (
 )
 from api.idempotency import IdempotencyKey, repeatable
 from api.problems import RETRY_AFTER_SECONDS, documented
+from api.revalidation import Revalidated, etag_of, no_change
 from api.schemas.common import Page, page_of
 from api.schemas.datasets import ManifestOut
 from api.schemas.job_requests import EndpointIn, JobCreate, Resume
@@ -59,16 +59,8 @@ _SEQUENCE_DIGITS: Final = 15
 _AS_KNOWN: Final[dict[int | str, dict[str, Any]]] = {304: {"description": "nothing has changed"}}
 
 
-def _etag(version: int) -> str:
-    return f'W/"{version}"'
-
-
-def _no_change(etag: str, further: Mapping[str, str] | None = None) -> Response:
-    return Response(status_code=304, headers={"ETag": etag, **(further or {})})
-
-
 def _shown(job: Job, response: Response) -> JobOut:
-    response.headers["ETag"] = _etag(job.version)
+    response.headers["ETag"] = etag_of(job.version)
     response.headers["Cache-Control"] = "private, no-cache"
     return JobOut.of(job)
 
@@ -85,14 +77,14 @@ async def _accepted(
     headers = {
         "Location": f"/v1/jobs/{job_id}",
         "Retry-After": str(RETRY_AFTER_SECONDS),
-        "ETag": _etag(1),
+        "ETag": etag_of(1),
         "Cache-Control": "private, no-cache",
     }
     if isinstance(job, Kept):
         headers["Idempotent-Replayed"] = "true"
     if applied := await hold(services, request, caller, job_id, wait_seconds):
         now = await services.jobs.get(caller.tenant, job_id)
-        body, headers = _first_answer(now), headers | applied | {"ETag": _etag(now.version)}
+        body, headers = _first_answer(now), headers | applied | {"ETag": etag_of(now.version)}
     return Response(body, 202, headers, "application/json")
 
 
@@ -170,7 +162,6 @@ async def list_jobs(
     return page_of([JobOut.of(job) for job in jobs], has_more=more)
 
 
-@router.get("/{job_id}", response_model=JobOut, responses=documented(404, 410) | _AS_KNOWN)
 async def get_job(
     job_id: str,
     caller: Reader,
@@ -187,10 +178,20 @@ async def get_job(
         applied = await hold(services, request, caller, job_id, wait_seconds)
         response.headers.update(applied)
     if if_none_match is not None:
-        etag = _etag(await services.jobs.version(caller.tenant, job_id))
+        etag = etag_of(await services.jobs.version(caller.tenant, job_id))
         if matches(if_none_match, etag):
-            return _no_change(etag, applied)
+            return no_change(etag, applied)
     return _shown(await services.jobs.get(caller.tenant, job_id), response)
+
+
+router.add_api_route(
+    "/{job_id}",
+    get_job,
+    methods=["GET"],
+    response_model=JobOut,
+    responses=documented(404, 410) | _AS_KNOWN,
+    route_class_override=Revalidated,
+)
 
 
 @router.delete(
@@ -405,7 +406,7 @@ async def get_dataset(
     job = await services.jobs.get(caller.tenant, job_id)
     head = dataset_head(job, split, format)
     if matches(if_none_match, head.etag):
-        return _no_change(head.etag)
+        return no_change(head.etag)
     return Stream(dataset_lines(services.store, job, split, format), headers=head.headers())
 
 
@@ -422,6 +423,6 @@ async def get_manifest(
     manifest = ManifestOut.of(job, job.manifest)
     etag = f'"{hashlib.sha256(manifest.model_dump_json().encode()).hexdigest()[:32]}"'
     if matches(if_none_match, etag):
-        return _no_change(etag)
+        return no_change(etag)
     response.headers.update({"ETag": etag, "Cache-Control": "private, no-cache"})
     return manifest

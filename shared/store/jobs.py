@@ -37,6 +37,7 @@ from shared.store.connection import Scripts, ask
 from shared.store.deliveries import entry
 from shared.store.idempotency import KEPT_SECONDS, Once
 from shared.store.spending import DayLimit
+from shared.store.together import Together
 
 T = TypeVar("T")
 _IDS_AT_ONCE: Final = 200  # read from one index to be looked for in others
@@ -220,6 +221,7 @@ class JobStore:
         self._redis = client
         self._scripts = scripts
         self._day_limit = day_limit
+        self._together = Together(client)
 
     async def accept(
         self,
@@ -332,7 +334,7 @@ class JobStore:
 
     async def version(self, tenant: TenantId, job_id: JobId) -> int:
         """The job's version alone, at the cost of one read.  Raises NotFound as `get` does."""
-        found = await ask(self._redis.hmget(keys.job(job_id), ["tenant", "version", "deleted_at_ms"]))
+        found = await ask(self._together.ask("HMGET", keys.job(job_id), "tenant", "version", "deleted_at_ms"))
         if found[0] is None or found[0].decode() != tenant:
             raise NotFound("There is no such job.")
         if found[2] is not None or found[1] is None:

@@ -111,3 +111,31 @@ async def test_a_key_works_from_its_first_moment_though_it_was_tried_before(api:
     assert await ring.find("dk_guess") is None
     _, secret = await api.store.api_keys.create(TenantId("acme"), ["jobs:read"])
     assert await ring.find(secret) is not None
+
+
+async def test_who_asks_whether_a_job_has_changed_is_checked_and_counted_as_everybody(api: Api):
+    reader, writer, other = (
+        await make(api, "jobs:read"),
+        await make(api, "jobs:write"),
+        await make(api, "jobs:read", tenant="b"),
+    )
+    job = (await api.http.post("/v1/jobs", json=a_request(), headers=bearing(writer))).json()
+    path, left = f"/v1/jobs/{job['id']}", []
+
+    async def asked(headers: dict[str, str], etag: str = 'W/"1"', query: str = "") -> tuple[int, str | None]:
+        answer = await api.http.get(path + query, headers={"If-None-Match": etag} | headers)
+        left.append(answer.headers.get("ratelimit"))
+        return answer.status_code, problem_of(answer)["code"] if answer.status_code >= 400 else None
+
+    assert await asked(bearing(reader)) == (304, None)
+    assert await asked(bearing(reader), 'W/"7"') == (200, None)
+    assert await asked(bearing(reader)) == (304, None)
+    counts = [int(standing.split("r=")[1].split(";")[0]) for standing in left]
+    assert counts == [counts[0], counts[0] - 1, counts[0] - 2], "each once"
+    assert await asked(bearing(reader), query="?colour=red") == (422, "validation_failed")
+    assert await asked({"Authorization": "Bearer dk_nobody"}) == (401, "invalid_api_key")
+    assert await asked(bearing(writer)) == (403, "insufficient_scope")
+    assert await asked(bearing(other)) == (404, "not_found")
+    await api.http.post(f"{path}/cancel", headers=bearing(writer))
+    await api.http.delete(path, headers=bearing(writer))
+    assert await asked(bearing(reader)) == (410, "job_deleted")

@@ -1,0 +1,42 @@
+"""Many small reads at once are one exchange with the server, and each has its own answer or error."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+import redis.asyncio as redis
+from redis.exceptions import ConnectionError, ResponseError
+
+from shared.store.together import Together
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_each_gets_its_own_answer_and_one_that_is_wrong_spoils_no_other(valkey_client: redis.Redis):
+    await valkey_client.set("text", "no hash")
+    for n in range(1_200):
+        await valkey_client.hset(f"row:{n}", "number", n)
+    together = Together(valkey_client)
+    before = (await valkey_client.info("stats"))["total_reads_processed"]
+    wrong = together.ask("HMGET", "text", "number")
+    answers = await asyncio.gather(*(together.ask("HMGET", f"row:{n}", "number", "nothing") for n in range(1_200)))
+    assert answers == [[str(n).encode(), None] for n in range(1_200)]
+    with pytest.raises(ResponseError):
+        await wrong
+    assert (await valkey_client.info("stats"))["total_reads_processed"] - before < 100
+
+
+async def test_who_goes_away_while_waiting_leaves_the_others_their_answers(valkey_client: redis.Redis):
+    together = Together(valkey_client)
+    gone, stays = together.ask("HMGET", "a", "b"), together.ask("HMGET", "c", "d")
+    gone.cancel()
+    assert await stays == [None]
+
+
+async def test_a_server_that_is_away_is_told_to_everybody():
+    client = redis.Redis(host="127.0.0.1", port=1, retry=None)
+    together = Together(client)
+    answers = await asyncio.gather(*(together.ask("HMGET", "a", "b") for _ in range(3)), return_exceptions=True)
+    assert [type(answer) for answer in answers] == [ConnectionError] * 3
+    await client.aclose()
