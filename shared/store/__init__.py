@@ -29,6 +29,7 @@ from shared.store.purging import PurgeStore
 from shared.store.rates import RateStore
 from shared.store.readings import Readings, read
 from shared.store.spending import DayLimit, SpendingStore, any_amount
+from shared.store.together import Together
 from shared.store.webhooks import WebhookStore
 
 _ADMISSION_SHARE = 0.8  # of maxmemory: below it new jobs come in, above it only work already accepted goes on
@@ -43,10 +44,11 @@ class Store:
 
     def __init__(self, client: redis.Redis, *, script_headers: bool = True, day_limit: DayLimit = any_amount) -> None:
         self._redis = client
-        scripts = Scripts(client, headers=script_headers)
+        together = Together(client)
+        scripts = Scripts(client, together, headers=script_headers)
         self._scripts = scripts
         self.day_limit = day_limit
-        self.jobs = JobStore(client, scripts, day_limit)
+        self.jobs = JobStore(client, scripts, together, day_limit)
         self.due = DueClock(client, scripts)
         self.metrics = MetricStore(client)
         self.passes = PassStore(client, scripts, day_limit)
@@ -56,7 +58,7 @@ class Store:
         self.followed = FollowedStore(client, scripts)
         self.deliveries = DeliveryStore(client, scripts)
         self.webhooks = WebhookStore(client, scripts)
-        self.catalogues = CatalogueStore(client)
+        self.catalogues = CatalogueStore(client, together)
         self.rates = RateStore(client, scripts)
         self.api_keys = ApiKeyStore(client)
         self.purging = PurgeStore(client, scripts)

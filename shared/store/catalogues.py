@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Mapping, Sequence
 from typing import Final
@@ -13,13 +14,15 @@ from shared.ids import TenantId
 from shared.models import Catalogue
 from shared.store import keys
 from shared.store.connection import ask
+from shared.store.together import Together
 
 _KEPT_SECONDS: Final = 86_400
 
 
 class CatalogueStore:
-    def __init__(self, client: redis.Redis) -> None:
+    def __init__(self, client: redis.Redis, together: Together) -> None:
         self._redis = client
+        self._together = together
 
     async def get(self, provider: str) -> Catalogue | None:
         text = await ask(self._redis.get(keys.catalogue(provider)))
@@ -41,12 +44,9 @@ class CatalogueStore:
         self, models: Sequence[tuple[str, str]], providers: Sequence[str]
     ) -> tuple[list[TenantId | None], list[Catalogue | None]]:
         """In one read: whose jobs have made each of these (provider, model), and the catalogues of these providers."""
-        pipe = self._redis.pipeline(transaction=False)
-        for provider, model in models:
-            pipe.hget(keys.tuned_models(provider), model)
-        for provider in providers:
-            pipe.get(keys.catalogue(provider))
-        found = await ask(pipe.execute())
+        reads = [self._together.ask("HGET", keys.tuned_models(provider), model) for provider, model in models]
+        reads += [self._together.ask("GET", keys.catalogue(provider)) for provider in providers]
+        found = await ask(asyncio.gather(*reads))
         owners = [None if owner is None else TenantId(owner.decode()) for owner in found[: len(models)]]
         return owners, [
             None if text is None else msgspec.json.decode(text, type=Catalogue) for text in found[len(models) :]

@@ -217,11 +217,11 @@ def _job_of(job_id: JobId, row: Mapping[bytes, bytes], tallies: _Tallies) -> Job
 class JobStore:
     """The rows of jobs in Redis."""
 
-    def __init__(self, client: redis.Redis, scripts: Scripts, day_limit: DayLimit) -> None:
+    def __init__(self, client: redis.Redis, scripts: Scripts, together: Together, day_limit: DayLimit) -> None:
         self._redis = client
         self._scripts = scripts
         self._day_limit = day_limit
-        self._together = Together(client)
+        self._together = together
 
     async def accept(
         self,
@@ -270,7 +270,7 @@ class JobStore:
         for number, chunk in enumerate(prompt_chunks):
             arguments += [number, chunk]
         own = keys.job(job.id)
-        written = await self._scripts.run(
+        written = await self._scripts.run_together(
             "accept",
             [
                 own,

@@ -1,27 +1,29 @@
-"""Reads that are asked for in the same turn of the event loop, sent to the server as one."""
+"""What is asked for in the same turn of the event loop, sent to the server as one."""
 
 from __future__ import annotations
 
 import asyncio
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import redis.asyncio as redis
 from redis.exceptions import RedisError
 
+_Asked: TypeAlias = tuple[tuple[str | bytes | float, ...], asyncio.Future[Any]]
 _AT_ONCE_MAX: Final = 500  # commands in one pipeline
 
 
 class Together:
     """A command alone costs a connection, a write, a read and two timers; among others next to nothing.
 
-    For small reads that many callers make at once.  Each gets its own answer, or its own error."""
+    For what many callers ask at once.  Each gets its own answer, or its own error.  Sent again after a lost connection,
+    like every command and script of ours."""
 
     def __init__(self, client: redis.Redis) -> None:
         self._redis = client
-        self._waiting: list[tuple[tuple[str, ...], asyncio.Future[Any]]] = []
+        self._waiting: list[_Asked] = []
         self._sending: set[asyncio.Task[None]] = set()
 
-    def ask(self, *command: str) -> asyncio.Future[Any]:
+    def ask(self, *command: str | bytes | float) -> asyncio.Future[Any]:
         """The raw answer to a command without a response callback in redis-py."""
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[Any] = loop.create_future()
@@ -37,7 +39,7 @@ class Together:
             self._sending.add(task)
             task.add_done_callback(self._sending.discard)
 
-    async def _exchange(self, asked: list[tuple[tuple[str, ...], asyncio.Future[Any]]]) -> None:
+    async def _exchange(self, asked: list[_Asked]) -> None:
         answers: list[Any]
         try:
             pipe = self._redis.pipeline(transaction=False)
