@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import lru_cache
 from typing import Any, Final
 
 from fastapi import FastAPI, status
@@ -28,6 +29,7 @@ from api.watch import Slots, Watcher
 from shared.endpoints import Destinations, Endpoints
 from shared.errors import DistillError
 from shared.files import FileLimits, Files
+from shared.ids import TenantId
 from shared.jobs import Bell, Jobs
 from shared.planning import Planner
 from shared.preflight import Catalogues, Preflight
@@ -85,6 +87,10 @@ def create_app(settings: Settings, *, store: Store | None = None, doorbell: Bell
     job_cases = Jobs(used_store, bell, planner, preflight)
     watcher = Watcher(used_store.jobs)
 
+    @lru_cache(maxsize=1_024)  # asked twice per request
+    def per_minute(tenant: TenantId) -> int:
+        return settings.tenant(tenant).requests_per_minute or 0
+
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         await asyncio.to_thread(prices.is_priced, "openai", "gpt-4o")  # loads the price list before anybody waits
@@ -119,7 +125,7 @@ def create_app(settings: Settings, *, store: Store | None = None, doorbell: Bell
         files=Files(used_store, _file_limits(settings)),
         endpoints=Endpoints(used_store, _destinations(settings)),
         keyring=KeyRing(used_store.api_keys),
-        allowances=Allowances(used_store.rates, lambda tenant: settings.tenant(tenant).requests_per_minute or 0),
+        allowances=Allowances(used_store.rates, per_minute),
         provider_events=ProviderEvents(used_store.followed, _event_secrets(settings), job_cases.ring),
         event_allowances=Allowances(used_store.rates, lambda _: _PROVIDER_EVENTS_PER_MINUTE),
         watcher=watcher,

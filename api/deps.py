@@ -135,7 +135,8 @@ async def _caller(request: Request, services: Services) -> Caller:
 
 
 def _providers(services: Services, tenant: TenantId, held_to: frozenset[str] | None) -> frozenset[str] | None:
-    allowed = services.settings.tenant(tenant).providers
+    own = services.settings.tenants.get(tenant)
+    allowed = None if own is None else own.providers
     if allowed is None:
         return held_to
     return frozenset(allowed) if held_to is None else held_to.intersection(allowed)
