@@ -86,8 +86,9 @@ class Sweeper:
 
     async def _sweep(self) -> None:
         rooms = {
-            kind: Room(work.hands - self._held[kind].total(), work.share, self._held[kind])
+            kind: Room(free, work.share, self._held[kind])
             for kind, work in self._works.items()
+            if (free := work.hands - self._held[kind].total()) > 0
         }
         for due in await self._store.due.hand_out(rooms, grace_seconds=self._grace_seconds):
             if due not in self._tasks:  # else it has been in hand for longer than the grace

@@ -101,3 +101,21 @@ def test_the_lock_file_fits_the_dependencies_and_names_no_registry(lock: str) ->
         assert dependency.specifier.contains(pinned.get(dependency.name.lower(), "0")), f"{dependency}: run `make lock`"
     assert not re.search(r"https?:|--index|--find-links|--extra-index", text)
     assert text.count("--hash=sha256:") > len(pinned)
+
+
+@pytest.mark.parametrize("path", ["deploy/prometheus/alerts.yml", "docs/operations.md"])
+def test_alarms_name_metrics_that_exist(path: str) -> None:
+    named = set(re.findall(r"distillery_(\w+)", (ROOT / path).read_text(encoding="utf-8")))
+    served = set(re.findall(r'_gauges?\(\s*"(\w+)"', (ROOT / "api/metrics.py").read_text(encoding="utf-8")))
+    assert named
+    assert named <= served
+    yaml.safe_load((ROOT / "deploy/prometheus/alerts.yml").read_text(encoding="utf-8"))
+
+
+def test_prometheus_reads_the_port_that_the_api_serves_metrics_on() -> None:
+    scrape = yaml.safe_load((ROOT / "deploy/prometheus/prometheus.yml").read_text(encoding="utf-8"))["scrape_configs"][
+        0
+    ]
+    port = SERVICES["api"]["environment"]["DISTILL_METRICS_PORT"]
+    assert scrape["static_configs"] == [{"targets": [f"api:{port}"]}]
+    assert not any(port in published for published in SERVICES["api"]["ports"]), "for containers only"
