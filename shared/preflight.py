@@ -182,8 +182,9 @@ class Preflight:
         if catalogue is not None and not self._catalogues.is_fresh(catalogue):
             catalogue = None
         if owner not in {None, tenant} or (catalogue is not None and named.model not in catalogue.models):
-            if owner == tenant:
-                return  # too fresh to be listed
+            # One of the tenant's own may be too fresh to be listed; some providers never list all that can be named.
+            if owner == tenant or (owner is None and not self._providers[named.provider].lists_models):
+                return
             faults.append(Fault(named.pointer, "model_unknown", await self._unknown(tenant, named)))
             return
         if catalogue is None:

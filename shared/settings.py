@@ -48,6 +48,9 @@ class ProviderSettings(BaseModel):
     )
     webhook_secret_file: Path | None = Field(None, description="file that holds that secret; read at start")
     prices: str | None = Field(None, description="price list to use: a genai-prices provider id; null means unpriced")
+    lists_models: bool = Field(
+        True, description="its GET /models shows every model that can be named: a request for another is refused"
+    )
     can_train: bool = Field(True, description="serves files and fine_tuning.jobs")
     training_closes: date | None = Field(
         None, description="last day on which it takes new fine-tuning jobs; null: open"

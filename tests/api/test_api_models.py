@@ -193,6 +193,27 @@ async def test_without_a_fresh_catalogue_nothing_is_refused(api: Api, ago: float
     assert (await api.http.post("/v1/jobs", json=a_request(students=students))).status_code == 202
 
 
+async def test_a_provider_that_does_not_list_all_its_models_has_no_other_refused():
+    redis = FakeServer()
+    provider = ProviderSettings(base_url="http://127.0.0.1:1/v1", prices="openai", lists_models=False)
+    api = Api(some_settings(providers={"openai": provider}), Store(redis, script_headers=False), redis)
+    async with api.http:
+        acme, rival = await as_tenant(api, ACME), await as_tenant(api, RIVAL)
+        await tuned(api, acme)
+        await read(api, student=in_days(-3))
+
+        async def code(headers: dict[str, str], teacher: str, student: str) -> str | None:
+            teaching = {"provider": "openai", "model": teacher}
+            body = a_request(teacher=teaching, students=[{"provider": "openai", "model": student}])
+            answer = await api.http.post("/v1/jobs", json=body, headers=headers)
+            return None if answer.status_code == 202 else str(problem_of(answer)["code"])
+
+        assert await code(rival, "our-deployment", "a-base-model") is None
+        assert await code(rival, "our-deployment", STUDENT) == "model_retired", "what is listed counts"
+        assert await code(rival, TUNED, "a-base-model") == "model_unknown", "another tenant's stays another's"
+        assert await code(acme, TUNED, "a-base-model") is None
+
+
 async def test_a_key_that_was_refused_lately_is_warned_of(api: Api):
     await read(api, outcome="auth_failed", ago=4_000)
     job = await api.create()

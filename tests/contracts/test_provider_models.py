@@ -30,13 +30,13 @@ def sandbox():
 class Server:
     """Plain HTTP on loopback.  answers: path → (status, body); every other path is 404."""
 
-    def __init__(self, answers, *headers):
-        self.answers, self.headers, self.asked = answers, headers, []
+    def __init__(self, answers, *headers, **provider):
+        self.answers, self.headers, self.provider, self.asked = answers, headers, provider, []
 
     async def __aenter__(self):
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
         url = f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}/v1"
-        self._models = OpenAIModels(ProviderSettings(base_url=url), timeout_seconds=5)
+        self._models = OpenAIModels(ProviderSettings(base_url=url, **self.provider), timeout_seconds=5)
         return self._models
 
     async def __aexit__(self, *_):
@@ -84,6 +84,13 @@ async def test_a_server_without_a_route_for_one_model_is_asked_for_its_list():
         assert (found.model.owned_by, found.model.shutdown_date, found.today) == (None, None, "2026-11-25")
         with pytest.raises(ProviderModelMissing):
             await models.look_up("llama")
+
+
+async def test_a_server_that_lists_only_some_of_its_models_lacks_none_and_tells_last_days_of_those():
+    listed = {"data": [{"id": "gpt-4.1", "shutdown_date": "2027-01-14"}]}
+    async with Server({"/v1/models": (200, listed)}, lists_models=False) as models:
+        assert (await models.look_up("our-deployment")).model.shutdown_date is None
+        assert (await models.look_up("gpt-4.1")).model.shutdown_date == "2027-01-14"
 
 
 async def test_a_bare_array_is_a_list_too_and_a_server_without_a_date_has_ours():

@@ -41,6 +41,7 @@ _lists: Final = msgspec.json.Decoder(_List | list[msgspec.Raw])
 class OpenAIModels:
     def __init__(self, provider: ProviderSettings, *, timeout_seconds: float) -> None:
         self._client = sdk_client(provider, timeout_seconds)
+        self._lists_all = provider.lists_models
 
     async def listed(self) -> ModelList:
         body, day = await asked(self._read(), seconds=_LIST_SECONDS)
@@ -77,12 +78,12 @@ class OpenAIModels:
         return ModelFacts(ListedModel() if found is None else _public(found), _day(answer.headers.get))
 
     async def _on_the_list(self, model: str) -> ModelFacts:
-        """A 404 counts only where the list says the same: not every server has both routes."""
+        """A 404 counts only where the list says the same, and shows all there is: not every server has both routes."""
         try:
             listed = await self.listed()
         except ProviderError:
             return ModelFacts(ListedModel(), _day(lambda _: None))
-        if listed.models and model not in listed.models:
+        if self._lists_all and listed.models and model not in listed.models:
             raise ProviderModelMissing("The provider has no such model.", status=404)
         return ModelFacts(listed.models.get(model, ListedModel()), listed.today)
 
