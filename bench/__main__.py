@@ -7,7 +7,7 @@ import importlib
 import signal
 import sys
 
-NAMES = ("completions", "workers", "limits", "fairness", "million", "files", "api", "clients", "polling")
+NAMES = ("completions", "workers", "limits", "fairness", "million", "files", "api", "clients", "polling", "dataset")
 
 
 def main() -> None:

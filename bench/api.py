@@ -48,7 +48,11 @@ def main(*, quick: bool) -> None:
     rounds, seconds = (3, 2.0) if quick else (5, 5.0)
     folder = Path(tempfile.mkdtemp(prefix="distill-bench-"))
     try:
-        with embedded.start(folder) as server, _api(server.url) as (port, pid), _bare() as (bare_port, bare_pid):
+        with (
+            embedded.start(folder) as server,
+            api_process(server.url) as (port, pid),
+            bare_process() as (bare_port, bare_pid),
+        ):
             job_id = _created(port)
             post = request("POST", "/v1/jobs", AUTHORIZED | {"Content-Type": "application/json"}, BODY)
             get = request("GET", f"/v1/jobs/{job_id}", AUTHORIZED | {"If-None-Match": 'W/"1"'})
@@ -58,7 +62,7 @@ def main(*, quick: bool) -> None:
                 ("GET a job: 304", get, "304", 0.6),
             ):
                 rows += _compared(what, sent, status, target, ((port, pid), (bare_port, bare_pid)), rounds, seconds)
-        with embedded.start(folder) as server, _api(server.url) as (port, pid):
+        with embedded.start(folder) as server, api_process(server.url) as (port, pid):
             streams = _fan_out(server.url, port, pid, events=5 if quick else 20)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -155,7 +159,7 @@ def _created(port: int) -> str:
 
 
 @contextmanager
-def _api(redis_url: str) -> Iterator[tuple[int, int]]:
+def api_process(redis_url: str) -> Iterator[tuple[int, int]]:
     """(port, pid) of an API process that counts requests and refuses none."""
     port = _free_port()
     env = {name: value for name, value in os.environ.items() if not name.startswith(("DISTILL_", "OPENAI_"))}
@@ -181,9 +185,10 @@ def _api(redis_url: str) -> Iterator[tuple[int, int]]:
 
 
 @contextmanager
-def _bare() -> Iterator[tuple[int, int]]:
+def bare_process(*arguments: str) -> Iterator[tuple[int, int]]:
+    """(port, pid)."""
     port = _free_port()
-    process = python("-m", "bench.bare", str(port))
+    process = python("-m", "bench.bare", str(port), *arguments)
     try:
         _ready(port)
         yield port, process.pid

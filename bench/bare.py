@@ -1,12 +1,18 @@
-"""The baseline of `bench.api`: FastAPI that takes the same requests and does nothing.  `python -m bench.bare PORT`."""
+"""The baseline of `bench.api` and `bench.dataset`: FastAPI that takes the same requests and does nothing.
+
+`python -m bench.bare PORT [FILE]`; the file is what a dataset is."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
 
 import uvicorn
 from fastapi import FastAPI, Request, Response
+from fastapi.responses import StreamingResponse
 
+BLOCK_BYTES = 64_000
 app = FastAPI()
 
 
@@ -19,6 +25,16 @@ async def create_job(request: Request) -> dict[str, int]:
 @app.get("/v1/jobs/{job_id}")
 async def get_job(job_id: str) -> Response:
     return Response(status_code=304)
+
+
+@app.get("/v1/jobs/{job_id}/dataset")
+async def get_dataset(job_id: str) -> StreamingResponse:
+    async def blocks() -> AsyncIterator[bytes]:
+        with Path(sys.argv[2]).open("rb") as file:  # noqa: ASYNC230  # of the page cache
+            while block := file.read(BLOCK_BYTES):
+                yield block
+
+    return StreamingResponse(blocks(), media_type="application/jsonl")
 
 
 @app.get("/healthz")

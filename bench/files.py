@@ -8,12 +8,11 @@ import os
 import socket
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import httpx2
 import msgspec
 
-from bench.processes import cost, end, python
+from bench.processes import cost, end, python, reset_peak
 from bench.stack import stack
 from bench.tables import show
 
@@ -74,7 +73,7 @@ def _upload(url: str, pid: int, redis: object, count: int) -> list[object]:
                 time.sleep(0.05)
         http.post("/v1/files", content=b'"warm"\n').raise_for_status()
         blocks = list(_lines(count))  # made before the clock runs
-        _reset_peak(pid)
+        reset_peak(pid)
         before, redis_before = cost(pid), redis.info("memory")["used_memory"]
         size = sum(map(len, blocks))
         start = time.perf_counter()
@@ -103,10 +102,3 @@ def _lines(count: int) -> Iterator[bytes]:
             {"key": f"t-{n}", "messages": [{"role": "user", "content": f"Ticket {n}:{_TEXT}"}]}
             for n in range(first, first + 1_000)
         )
-
-
-def _reset_peak(pid: int) -> None:
-    """From here on the peak is that of the upload.  Elsewhere than on Linux it is of the process's whole life."""
-    path = Path(f"/proc/{pid}/clear_refs")
-    if path.exists():
-        path.write_text("5")

@@ -42,6 +42,13 @@ def cost(pid: int) -> Cost:
     return Cost(seconds, int(size) * 1024 / _MB)
 
 
+def reset_peak(pid: int) -> None:
+    """From here on the peak is that of what follows.  Elsewhere than on Linux it is of the process's whole life."""
+    path = Path(f"/proc/{pid}/clear_refs")
+    if path.exists():
+        path.write_text("5")
+
+
 def python(
     *arguments: str, env: dict[str, str] | None = None, log: Path | None = None, **pipes: int
 ) -> subprocess.Popen:
