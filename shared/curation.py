@@ -18,6 +18,7 @@ import msgspec
 
 from shared.dataset import content_of, text_of
 from shared.errors import Fault, JobFailed, ProviderUnavailable, ValidationFailed
+from shared.fingerprints import Fingerprints
 from shared.graders import parse_grader
 from shared.models import Curation, Decision, JsonObject, Prompt, Split, StoredCompletion, Student
 from shared.schema_bounds import is_tame
@@ -43,6 +44,14 @@ CLOSING_MARKS: Final = ".,;:!?…。、，；：！？"
 INSTRUCTIONS: Final = frozenset({"system", "developer"})  # roles that instruct the model rather than ask it
 TEMPLATE_CONTEXTS: Final = 4  # prompts with one question; from here on the question is a template, see `Curator`
 DEEPEST_JSON: Final = 128  # levels; the validator recurses, and a model's answer must not exhaust a thread's stack
+#: What is remembered of a prompt, as bits.
+_KEPT: Final = 1
+_LEAKED: Final = 2
+#: What is remembered of a question: the lowest bits count the prompts, kept or leaked, that ask it, as far as
+#: `TEMPLATE_CONTEXTS`; two more say on which side prompts with it were kept.
+_COUNT: Final = 7
+_IN_HOLDOUT: Final = 8
+_IN_TRAINING: Final = 16
 SCHEMAS_KEPT: Final = 64  # compiled schemas; prompts of one job nearly always share one
 
 
@@ -246,7 +255,7 @@ class Sample(msgspec.Struct, frozen=True):
 
 
 class Curator:
-    """Decides of one prompt's completions at a time, in index order.  Remembers fingerprints and no text: about 250
+    """Decides of one prompt's completions at a time, in index order.  Remembers fingerprints and no text: 30 to 50
     bytes per kept prompt, however long.
 
     ungradable, below_threshold, not_best: see shared/selection.py; one sample at most is left, and judged on:
@@ -262,10 +271,8 @@ class Curator:
         self._split = split
         self._grader = None if spec.grader is None else parse_grader(spec.grader, "/curation/grader")
         self._schemas = _Schemas()
-        self._kept: set[int] = set()  # prompts
-        self._leaked: set[int] = set()  # prompts
-        self._contexts: Counter[int] = Counter()  # question → prompts, kept or leaked, that ask it
-        self._asked: dict[bool, set[int]] = {True: set(), False: set()}  # in the holdout? → questions kept there
+        self._prompts = Fingerprints()
+        self._questions = Fingerprints()
 
     def decide(
         self,
@@ -337,18 +344,22 @@ class Curator:
 
     def _reason_in_others(self, prompt: Prompt, form: bytes, *, holdout: bool) -> Reason | None:
         fingerprint = _fingerprint(form)
-        if fingerprint in self._kept:
+        known = self._prompts[fingerprint]
+        if known & _KEPT:
             return "duplicate" if self._spec.dedupe else None
         question_form = _question_form(prompt.messages)
         if question_form is not None:
             question = _fingerprint(question_form)
-            if fingerprint not in self._leaked:
-                self._contexts[question] += 1
-            if question in self._asked[not holdout] and self._contexts[question] < TEMPLATE_CONTEXTS:
-                self._leaked.add(fingerprint)
+            here, there = (_IN_HOLDOUT, _IN_TRAINING) if holdout else (_IN_TRAINING, _IN_HOLDOUT)
+            asked = self._questions[question]
+            if not known & _LEAKED and asked & _COUNT < TEMPLATE_CONTEXTS:
+                asked += 1
+            if asked & there and asked & _COUNT < TEMPLATE_CONTEXTS:
+                self._questions[question] = asked
+                self._prompts[fingerprint] = known | _LEAKED
                 return "leaked_into_holdout"
-            self._asked[holdout].add(question)
-        self._kept.add(fingerprint)
+            self._questions[question] = asked | here
+        self._prompts[fingerprint] = known | _KEPT
         return None
 
 
