@@ -117,7 +117,7 @@ def split_of(messages: Sequence[JsonObject], tools: Sequence[JsonObject] | None,
 
     The holdout takes the lowest hashes and validation the next, so a larger share adds prompts and moves none out,
     and the share of validation never touches the holdout."""
-    return _split_at(_prompt_form(messages, tools), split)
+    return _split_at(_prompt_form([_message_form(message) for message in messages], tools), split)
 
 
 def _split_at(form: bytes, split: Split) -> SplitName:
@@ -128,12 +128,13 @@ def _split_at(form: bytes, split: Split) -> SplitName:
 
 
 def _prompt_form(messages: Sequence[JsonObject], tools: Sequence[JsonObject] | None) -> bytes:
-    return _canonical({"messages": [_message_form(message) for message in messages], "tools": tools or []})
+    """messages: their forms."""
+    return _canonical({"messages": messages, "tools": tools or []})
 
 
 def _question_form(messages: Sequence[JsonObject]) -> bytes | None:
-    """The prompt without its instructions and tools; None when nothing else is there."""
-    asked = [_message_form(message) for message in messages if message.get("role") not in INSTRUCTIONS]
+    """The prompt without its instructions and tools; None when nothing else is there.  messages: their forms."""
+    asked = [message for message in messages if message["role"] != "system"]
     return _canonical(asked) if asked else None
 
 
@@ -255,7 +256,7 @@ class Sample(msgspec.Struct, frozen=True):
 
 
 class Curator:
-    """Decides of one prompt's completions at a time, in index order.  Remembers fingerprints and no text: 30 to 50
+    """Decides of one prompt's completions at a time, in index order.  Remembers fingerprints and no text: 27 to 54
     bytes per kept prompt, however long.
 
     ungradable, below_threshold, not_best: see shared/selection.py; one sample at most is left, and judged on:
@@ -294,7 +295,8 @@ class Curator:
         """One decision per sample; None for one that was never asked for.  rated: a judge's scores by sample.
 
         A rejected or failed completion keeps the split it would have had."""
-        form = _prompt_form(prompt.messages, prompt.tools)
+        messages = [_message_form(message) for message in prompt.messages]
+        form = _prompt_form(messages, prompt.tools)
         side = _split_at(form, self._split)
         reasons: dict[int, str | None] = {}
         usable: dict[int, str] = {}
@@ -312,7 +314,7 @@ class Curator:
         )
         reasons |= choice.fates
         if choice.best is not None:
-            reasons[choice.best] = self._reason_in_others(prompt, form, holdout=side == "holdout")
+            reasons[choice.best] = self._reason_in_others(messages, form, holdout=side == "holdout")
         decisions: list[Decision | None] = []
         for number, sample in enumerate(samples):
             if sample is None:
@@ -342,12 +344,13 @@ class Curator:
             return None
         return None if self._schemas.accept(schema, content) else "invalid_schema"
 
-    def _reason_in_others(self, prompt: Prompt, form: bytes, *, holdout: bool) -> Reason | None:
+    def _reason_in_others(self, messages: Sequence[JsonObject], form: bytes, *, holdout: bool) -> Reason | None:
+        """messages: their forms, as they are in the prompt's."""
         fingerprint = _fingerprint(form)
         known = self._prompts[fingerprint]
         if known & _KEPT:
             return "duplicate" if self._spec.dedupe else None
-        question_form = _question_form(prompt.messages)
+        question_form = _question_form(messages)
         if question_form is not None:
             question = _fingerprint(question_form)
             here, there = (_IN_HOLDOUT, _IN_TRAINING) if holdout else (_IN_TRAINING, _IN_HOLDOUT)
