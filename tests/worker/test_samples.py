@@ -165,6 +165,7 @@ async def test_a_threshold_above_what_the_judge_gives_ends_the_job_and_says_so(s
 
     assert (ended.status, ended.error.code) == (S.FAILED, "too_few_accepted")
     assert "50 below_threshold, 25 ungradable" in ended.error.message
+    assert (ended.manifest.train, ended.manifest.rejected) == (0, {"below_threshold": 50, "ungradable": 25})
     assert not lab.the_trainer.submitted
 
 
@@ -210,6 +211,25 @@ async def test_too_few_pairs_end_the_job_before_anything_is_trained(store):
     assert (ended.status, ended.error.code, ended.error.param) == (S.FAILED, "too_few_accepted", "students.0.method")
     assert "25 no_worse_sample" in ended.error.message
     assert not lab.the_trainer.files
+    assert ended.manifest.unpaired == {"no_worse_sample": 25}, "what was decided stays readable"
+    content = b"".join([block async for block in dataset_lines(store, ended, "train", "openai_chat")])
+    assert ended.manifest.sha256 == hashlib.sha256(content).hexdigest()
+
+
+async def test_too_few_pairs_end_the_student_that_needs_them_and_no_other(store):
+    lab = Lab(Sampler(rate=lambda n: 0.5))
+    students = [DPO, Student(provider="lab", model="gpt-4.1-nano"), DPO]
+
+    ended = await finished(store, lab, a_sampled_job(students=students, curation={"grader": JUDGE}), prompts(25))
+
+    assert ended.status is S.SUCCEEDED, ended.error
+    first, other, last = ended.fine_tunes
+    assert {(each.step, each.status, each.error.code) for each in (first, last)} == {
+        ("ended", "not_submitted", "too_few_accepted")
+    }
+    assert [each.error.param for each in (first, last)] == ["students.0.method", "students.2.method"]
+    assert other.status == "succeeded"
+    assert [request.method for request in lab.the_trainer.submitted] == ["supervised"]
 
 
 async def test_what_rating_costs_is_told_apart(store, tmp_path):

@@ -9,19 +9,21 @@ from collections import Counter
 from collections.abc import AsyncIterator, Mapping
 from typing import Final
 
-import msgspec
+from msgspec.structs import replace
 
 from shared.curation import Curator, Sample, SplitName, pair_shortfall, shortfall, summary
 from shared.dataset import Digest, text_of
 from shared.exports import Format, formats_of, kept_sample, lines_of, preference, split_of_all
+from shared.ids import new_event_id
 from shared.judge import rating_messages
-from shared.models import DatasetFile, Decision, Job, JsonObject, Manifest, Prompt
+from shared.models import DatasetFile, Decision, Event, Job, JobError, JsonObject, Manifest, Prompt
 from shared.plan import PassPlan, rating_plan, teacher_plans
 from worker.completions import job_error
 from worker.outcomes import Done, Fail, Outcome
 from worker.stages import Save, Tools
 from worker.stages.generate import run_pass
 from worker.stages.judging import questions_written, replies_of_chunk, write_questions
+from worker.stages.student import now_ms
 
 HOLDOUT: Final = "holdout"
 _SPLITS: Final[tuple[SplitName, ...]] = ("train", "validation", "holdout")
@@ -50,12 +52,43 @@ async def curate(job: Job, tools: Tools, save: Save) -> Outcome:
             walk.held, held_chunks = walk.held[job.chunk_size :], held_chunks + 1
     if walk.held:
         await content.put_prompt_chunk(job.id, HOLDOUT, held_chunks, walk.held)
-    tally = summary(walk.made.elements())
+    return _outcome(job, walk)
+
+
+def _outcome(job: Job, walk: _Walk) -> Outcome:
+    """The manifest is kept however it ends: what was decided is there to be read and exported."""
+    tally, students = summary(walk.made.elements()), job.spec.students
+    manifest = walk.manifest(tally["accepted"], tally["rejected"])
     short = shortfall(tally, job.spec.curation, job.spec.split)
-    short = short or pair_shortfall(walk.pairs, walk.unpaired, job.spec.curation, job.spec.students)
+    unpaired = pair_shortfall(walk.pairs, walk.unpaired, job.spec.curation, students)
+    if short is None and unpaired is not None and all(student.method == "dpo" for student in students):
+        short = unpaired
     if short is not None:
-        return Fail(job_error(short, job.stage))
-    return Done(set={"manifest": walk.manifest(tally["accepted"], tally["rejected"])})
+        return Fail(job_error(short, job.stage), set={"manifest": manifest})
+    if unpaired is None:
+        return Done(set={"manifest": manifest})
+    # The others have what they learn from; each student without its pairs ends alone, before anything is uploaded.
+    tunes, events = list(job.fine_tunes), list[Event]()
+    for number, student in enumerate(students):
+        if student.method == "dpo" and tunes[number].step != "ended":
+            error = replace(job_error(unpaired, job.stage), param=f"students.{number}.method")
+            tunes[number] = replace(
+                tunes[number], step="ended", status="not_submitted", error=error, ended_at_ms=now_ms()
+            )
+            events.append(_left_out(job, number, error))
+    return Done(set={"manifest": manifest, "fine_tunes": tunes}, events=events)
+
+
+def _left_out(job: Job, number: int, error: JobError) -> Event:
+    return Event(
+        id=new_event_id(),
+        level="error",
+        type="message",
+        message=error.message,
+        created_at_ms=now_ms(),
+        stage=job.stage,
+        data={"student": number, "code": error.code},
+    )
 
 
 _Asked = list[tuple[Prompt, list[Sample | None]]]
@@ -99,7 +132,7 @@ class _Walk:
         scores = {number: rated[place] for number, place in places.items() if place in rated}
         decisions = self._curator.decide_all(prompt, samples, scores)
         # Without their scores, decisions of a million prompts are a handful.
-        self.made.update(msgspec.structs.replace(d, score=None) for d in decisions if d is not None)
+        self.made.update(replace(d, score=None) for d in decisions if d is not None)
         messages = [None if sample is None else sample.message for sample in samples]
         split = split_of_all(decisions)
         for (of_split, format), digest in self._digests.items():
@@ -109,7 +142,7 @@ class _Walk:
         if kept is not None:
             self._count_pair(prompt, messages, decisions)
             if split == HOLDOUT:
-                held = msgspec.structs.replace(prompt, completion=messages[kept], origin=index, sample=kept)
+                held = replace(prompt, completion=messages[kept], origin=index, sample=kept)
                 self.held.append(held)
         return decisions
 
