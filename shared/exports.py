@@ -61,6 +61,11 @@ def lines_of(
     return b"" if isinstance(pair, str) else dpo_line(spec, prompt, *pair)
 
 
+def may_give_a_pair(prompt: Prompt) -> bool:
+    """As far as the prompt itself decides: one turn of texts that is still to be answered."""
+    return prompt.completion is None and _untrainable_prompt(prompt) is None
+
+
 def preference(
     prompt: Prompt, messages: Sequence[JsonObject | None], decisions: Sequence[Decision | None]
 ) -> tuple[JsonObject, JsonObject] | Unpaired:
@@ -90,14 +95,16 @@ def preference(
 
 
 def _untrainable(prompt: Prompt, chosen: JsonObject) -> Unpaired | None:
-    asked = [message for message in prompt.messages if message.get("role") not in INSTRUCTIONS]
     if chosen.get("tool_calls"):
         return "tool_calls"
+    return _untrainable_prompt(prompt) or (None if content_of(chosen) else "not_text")
+
+
+def _untrainable_prompt(prompt: Prompt) -> Unpaired | None:
+    asked = [message for message in prompt.messages if message.get("role") not in INSTRUCTIONS]
     if len(asked) != 1 or asked[0].get("role") != "user":
         return "several_turns"
-    if any(not _is_text(message) for message in prompt.messages) or not content_of(chosen):
-        return "not_text"
-    return None
+    return None if all(_is_text(message) for message in prompt.messages) else "not_text"
 
 
 def _is_text(message: JsonObject) -> bool:

@@ -13,6 +13,7 @@ import msgspec
 from msgspec.structs import replace
 
 from shared.errors import Fault, JobDeleted, NotFound, ValidationFailed
+from shared.exports import may_give_a_pair
 from shared.ids import FileId, JobId, TenantId, is_id
 from shared.models import (
     Advice,
@@ -79,6 +80,7 @@ class Planner:
             bytes=total_bytes,
             tools=any(prompt.tools for prompt in complete),
             unreferenced=sum(prompt.reference is None for prompt in complete),
+            pairable=sum(map(may_give_a_pair, complete)),
             faults=[*self._rules.prompt_faults(spec, complete, total_bytes)],
         )
         spec, estimate, warnings = self._planned(spec, asked)
@@ -170,6 +172,7 @@ class Planner:
             bytes=bytes_with(counts, defaults),
             tools=bool(defaults.tools) or counts.toolless < counts.prompts,
             unreferenced=counts.unreferenced,
+            pairable=counts.asked,
             faults=[
                 *self._rules.length_faults(spec, counts, defaults),
                 *await self._filesplit_faults(file, spec, defaults),
@@ -232,6 +235,12 @@ class Planner:
             yield Advice(
                 code="deadline_short",
                 message="A batch may take the provider a day; the job can reach its deadline before it is answered.",
+            )
+        if spec.teacher.samples > 1 and spec.teacher.params.get("temperature") == 0:
+            yield Advice(
+                code="samples_alike",
+                message="At temperature 0 the teacher's samples of a prompt are mostly the same: there is little to "
+                "choose from, and few pairs for dpo.",
             )
         if spec.store and not self._providers[spec.teacher.provider].can_store:
             yield Advice(code="store_ignored", message="The teacher's provider does not keep completions.")

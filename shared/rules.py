@@ -67,13 +67,15 @@ class Asked:
     """What the rules need to know of the prompts as they will be asked, however many there are.
 
     unanswered: answers that the teacher still has to give.  bytes: of the parts of their requests that cost tokens.
-    unreferenced: those without a reference.  faults: what is wrong with the prompts themselves."""
+    unreferenced: those without a reference.  pairable: those that may give a pair for dpo, or more; None when that is
+    not known.  faults: what is wrong with the prompts themselves."""
 
     total: int
     unanswered: int
     bytes: int
     tools: bool
     unreferenced: int = 0
+    pairable: int | None = None
     faults: Sequence[Fault] = ()
 
 
@@ -90,7 +92,7 @@ class Rules:
         yield from self._batch_faults(spec.teacher)
         yield from self._hyperparameter_faults(spec)
         yield from _sample_faults(spec)
-        yield from self._method_faults(spec)
+        yield from self._method_faults(spec, asked)
         yield from _score_faults(spec, asked)
         yield from _judge_faults(spec)
         yield from params_faults(
@@ -162,8 +164,10 @@ class Rules:
         elif not self._providers[name].can_store:
             yield Fault("/source/provider", "invalid_value", "is a provider that does not keep completions")
 
-    def _method_faults(self, spec: JobSpec) -> Iterator[Fault]:
-        samples, equals = spec.teacher.samples, spec.curation.grader is None
+    def _method_faults(self, spec: JobSpec, asked: Asked) -> Iterator[Fault]:
+        samples, grader = spec.teacher.samples, spec.curation.grader
+        # Where a text grader has no reference to score by, the samples are held against each other.
+        equals = grader is None or (grader.get("type") != "score_model" and asked.unreferenced > 0)
         for i, student in enumerate(spec.students):
             if student.method != "dpo":
                 if "beta" in student.hyperparameters:
@@ -176,8 +180,18 @@ class Rules:
                 detail = "learns from pairs of answers; ask for them with teacher.samples of 2 to 8"
                 yield Fault(f"/students/{i}/method", "invalid_value", detail)
             elif samples == 2 and equals:
-                detail = "must be at least 3 for dpo without curation.grader: two answers agree with each other equally"
+                lacking = "curation.grader" if grader is None else "a reference in every prompt"
+                detail = f"must be at least 3 for dpo without {lacking}: two answers agree with each other equally"
                 yield Fault("/teacher/samples", "invalid_value", detail)
+        needed = spec.curation.min_accepted
+        learns = samples > 1 and any(student.method == "dpo" for student in spec.students)
+        if learns and asked.pairable is not None and asked.pairable < needed <= asked.total:
+            yield Fault(
+                PLACES[spec.source],
+                "too_few_prompts",
+                f"have {asked.pairable:,} of {asked.total:,} that could give a pair for dpo (one turn of text, without"
+                f" an answer of its own), and curation.min_accepted asks for {needed:,}",
+            )
 
     def _batch_faults(self, teacher: Teacher) -> Iterator[Fault]:
         if teacher.mode != "batch":

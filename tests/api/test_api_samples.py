@@ -38,6 +38,13 @@ def referenced(count: int) -> dict[str, Any]:
     }
 
 
+def changed(count: int, **changes: Any) -> dict[str, Any]:
+    """Prompts of which the first so many are said differently."""
+    source = referenced(0)
+    source["prompts"] = [each | (changes if n < count else {}) for n, each in enumerate(source["prompts"])]
+    return source
+
+
 REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
     "nine samples": ({"teacher": a_teacher(samples=9)}, "validation_failed", "/teacher/samples"),
     "samples in batches": ({"teacher": a_teacher(samples=2, mode="batch")}, "unsupported_param", "/teacher/mode"),
@@ -81,6 +88,32 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
         {"students": [DPO], "teacher": a_teacher(samples=2)},
         "validation_failed",
         "/teacher/samples",
+    ),
+    "pairs of two that a grader of texts cannot tell apart": (
+        {
+            "students": [DPO],
+            "teacher": a_teacher(samples=2),
+            "curation": {"grader": MATCH, "min_accepted": 5},
+            "source": referenced(19),
+        },
+        "validation_failed",
+        "/teacher/samples",
+    ),
+    "pairs of prompts that are answered already": (
+        {"students": [DPO], "teacher": a_teacher(samples=3), "source": changed(16, completion="Mine.")},
+        "too_few_prompts",
+        "/source/prompts",
+    ),
+    "pairs of conversations": (
+        {
+            "students": [DPO],
+            "teacher": a_teacher(samples=3),
+            "source": changed(
+                16, messages=[{"role": role, "content": "Hm?"} for role in ("user", "assistant", "user")]
+            ),
+        },
+        "too_few_prompts",
+        "/source/prompts",
     ),
     "pairs where nobody trains on them": (
         {"students": [{**DPO, "provider": "open"}], "teacher": a_teacher(samples=3)},
@@ -137,6 +170,22 @@ async def test_a_file_whose_prompts_lack_references_is_told_so_too(api: Api):
         ("/curation/min_score", "reference_missing")
     ]
     assert "1 of 20" in problem["errors"][0]["detail"]
+
+
+async def test_enough_prompts_that_may_give_a_pair_and_two_samples_that_are_scored_are_taken(api: Api):
+    few = changed(10, completion="Mine.")
+    assert (await api.create(students=[DPO], teacher=a_teacher(samples=3), source=few))["object"] == "distillation.job"
+    scored = {"grader": MATCH, "min_accepted": 5}
+    await api.create(students=[DPO], teacher=a_teacher(samples=2), curation=scored, source=referenced(20))
+
+
+async def test_samples_that_will_be_alike_are_warned_of(api: Api):
+    async def codes(**teacher: Any) -> list[str]:
+        return [warning["code"] for warning in (await api.create(teacher=a_teacher(**teacher)))["warnings"]]
+
+    assert "samples_alike" in await codes(samples=2, params={"temperature": 0})
+    assert "samples_alike" not in await codes(samples=1, params={"temperature": 0})
+    assert "samples_alike" not in await codes(samples=2, params={"temperature": 1})
 
 
 async def test_samples_and_their_judge_are_part_of_the_estimate(api: Api):
