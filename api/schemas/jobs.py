@@ -16,7 +16,8 @@ from shared.store.purging import Receipt
 
 
 class Progress(Response):
-    """completions_total: of the teacher, one per prompt and sample; so are all numbers that follow it."""
+    """completions_total: of the teacher, one per prompt and sample; so are all numbers that follow it.
+    accepted, rejected: as judged on arrival; curating's verdicts are in `dataset` and the completions list."""
 
     prompts_total: int
     completions_total: int
@@ -449,7 +450,8 @@ class UsageOut(Response):
 
 class CompletionOut(Response):
     """output: the model's message as it came; null when there was none.  sample: which of the teacher's answers to the
-    prompt, null for other roles.  score: what curating gave it, or a judge's reply gives; null when there is none."""
+    prompt, null for other roles.  score: what curating gave it, or a judge's reply gives; null when there is none.
+    cost_usd: of the call that was paid for it; a `reused` one costs nothing again."""
 
     id: str
     object: Literal["distillation.completion"]
