@@ -21,14 +21,15 @@ class Kind(StrEnum):
     """Of a remnant; says how to be rid of it."""
 
     TRAINING = "training"  #: a fine-tuning job that may still run, to be cancelled
-    FILE = "file"  #: training or validation examples
+    TRAINED = "trained"  #: a fine-tuning job: once it has ended, its result files and all its models are known
+    FILE = "file"  #: training or validation examples, or what a training wrote of its steps
     FILES = "files"  #: files of this prefix that nobody noted: an upload whose answer was lost
     BATCHES = "batches"  #: batches of the job, to be looked up: a submission whose answer was lost
     BATCH = "batch"  #: one batch: once it has ended, its files are known
     BATCH_FILE = "batch_file"  #: questions, answers or errors of a batch
     BATCH_FILES = "batch_files"  #: as `files`, of batches
     STORED = "stored_completions"  #: completions with the job's id in their metadata
-    MODEL = "model"  #: a fine-tuned model, on request alone
+    MODEL = "model"  #: a fine-tuned model or one of its checkpoints, on request alone
 
 
 class Remnant(msgspec.Struct, frozen=True, kw_only=True):
@@ -44,7 +45,8 @@ class Cleanup(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     not_before: unix s; what is older at the provider is not the job's.  ended_at_ms: when the job did; an answer that
     was in flight then may show a little later.  remnants: still to go.  refused: the provider will not delete them.
-    models: fine-tuned models that nobody asked to delete.  after: stored completions up to this id are not the job's.
+    models: fine-tuned models that nobody asked to delete.  models_wanted: somebody did, also for those yet to be found.
+    after: stored completions up to this id are not the job's.
     deleted: numbers by kind.  failures: looks in a row that a provider failed.  over: nothing more will be tried."""
 
     job_id: JobId
@@ -53,6 +55,7 @@ class Cleanup(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     remnants: list[Remnant] = []
     refused: list[Remnant] = []
     models: list[Remnant] = []
+    models_wanted: bool = False
     fine_tuning_jobs: list[str] = []
     after: str | None = None
     deleted: dict[str, int] = {}
@@ -69,20 +72,24 @@ class Cleanup(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 def with_models(cleanup: Cleanup, *, now_ms: int) -> Cleanup:
     """The fine-tuned models too; also when the rest is over."""
     if not cleanup.models:
-        return cleanup
+        return replace(cleanup, models_wanted=True)
     remnants = [*cleanup.remnants, *cleanup.models]
-    return replace(cleanup, remnants=remnants, models=[], over=False, progressed_at_ms=now_ms)
+    return replace(cleanup, remnants=remnants, models=[], models_wanted=True, over=False, progressed_at_ms=now_ms)
 
 
 def gone(
     cleanup: Cleanup, remnant: Remnant, *, now_ms: int, found: Sequence[Remnant] = (), deleted: int = 0
 ) -> Cleanup:
-    """The remnant is no more, or was looked into: what was `found` there comes after all others."""
+    """The remnant is no more, or was looked into: what was `found` there comes after all others.  Models stay where
+    nobody asked for them."""
     counted = with_count(cleanup.deleted, remnant.kind, deleted)
     remnants = [other for other in cleanup.remnants if other != remnant]
     known = set(cleanup.left)
     fresh = [new for new in dict.fromkeys(found) if new not in known]
-    return replace(cleanup, remnants=[*remnants, *fresh], deleted=counted, failures=0, progressed_at_ms=now_ms)
+    kept = [] if cleanup.models_wanted else [new for new in fresh if new.kind is Kind.MODEL]
+    remnants += [new for new in fresh if new not in kept]
+    models = [*cleanup.models, *kept]
+    return replace(cleanup, remnants=remnants, models=models, deleted=counted, failures=0, progressed_at_ms=now_ms)
 
 
 def given_up(cleanup: Cleanup, *remnants: Remnant) -> Cleanup:

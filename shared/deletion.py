@@ -39,18 +39,13 @@ async def _farewell(store: Store, job: Job, now_ms: int) -> list[Delivery]:
 
 def cleanup_of(job: Job, *, delete_models: bool, now_ms: int) -> Cleanup:
     """What a job that has ended may have left, from its row alone."""
-    models = [
-        Remnant(kind=Kind.MODEL, provider=student.provider, id=tune.fine_tuned_model)
-        for student, tune in zip(job.spec.students, job.fine_tunes, strict=False)
-        if tune.fine_tuned_model
-    ]
     remnants = list(dict.fromkeys([*_of_training(job), *_of_batches(job), *_of_store(job)]))
     cleanup = Cleanup(
         job_id=job.id,
         not_before=job.created_at_ms // 1000 - _CLOCK_SKEW_SECONDS,
         ended_at_ms=job.finished_at_ms or now_ms,
         remnants=remnants,
-        models=models,
+        models=list(dict.fromkeys(_models(job))),
         fine_tuning_jobs=[tune.fine_tuning_job_id for tune in job.fine_tunes if tune.fine_tuning_job_id],
         progressed_at_ms=now_ms,
         over=not remnants,
@@ -58,10 +53,22 @@ def cleanup_of(job: Job, *, delete_models: bool, now_ms: int) -> Cleanup:
     return with_models(cleanup, now_ms=now_ms) if delete_models else cleanup
 
 
+def _models(job: Job) -> Iterator[Remnant]:
+    """Those that the row names: the student, and its checkpoints.  Where the student is a checkpoint, the model that
+    the training was to make is known to the provider alone, which is asked for it."""
+    for student, tune in zip(job.spec.students, job.fine_tunes, strict=False):
+        for model in (tune.fine_tuned_model, *(checkpoint.model for checkpoint in tune.checkpoints)):
+            if model:
+                yield Remnant(kind=Kind.MODEL, provider=student.provider, id=model)
+
+
 def _of_training(job: Job) -> Iterator[Remnant]:
     for student, tune in zip(job.spec.students, job.fine_tunes, strict=False):
         if tune.fine_tuning_job_id and tune.step != "ended":
             yield Remnant(kind=Kind.TRAINING, provider=student.provider, id=tune.fine_tuning_job_id)
+    for student, tune in zip(job.spec.students, job.fine_tunes, strict=False):
+        if tune.fine_tuning_job_id:
+            yield Remnant(kind=Kind.TRAINED, provider=student.provider, id=tune.fine_tuning_job_id)
     for student, tune in zip(job.spec.students, job.fine_tunes, strict=False):
         for file_id in (tune.training_file, tune.validation_file):
             if file_id:

@@ -9,7 +9,8 @@ from typing import Any
 import msgspec
 
 from shared.errors import ProviderRejected
-from shared.ports import ArchivedCompletion, ArchivePage, Batch
+from shared.models import Checkpoint
+from shared.ports import ArchivedCompletion, ArchivePage, Batch, TrainingJob
 
 
 class Account:
@@ -24,6 +25,8 @@ class Account:
         self.models: set[str] = set()
         self.stored: dict[str, dict[str, str]] = {}  # id → metadata, oldest first
         self.batches: dict[str, Batch] = {}
+        self.trainings: dict[str, TrainingJob] = {}
+        self.checkpoint_models: dict[str, list[str]] = {}  # id of the training → names
         self.cancelled: list[str] = []
         self.calls: list[str] = []
         self.before: Callable[[str, str], None] = lambda _call, _what: None
@@ -75,9 +78,14 @@ class Account:
         with self._call("find"):
             return [batch for batch in self.batches.values() if metadata.items() <= batch.metadata.items()]
 
-    async def poll(self, id_: str) -> Batch | None:
+    async def poll(self, id_: str) -> Batch | TrainingJob | None:
         with self._call("poll", id_):
-            return self.batches.get(id_)
+            return self.batches.get(id_) or self.trainings.get(id_)
+
+    async def checkpoints(self, id_: str) -> list[Checkpoint]:
+        with self._call("checkpoints", id_):
+            names = self.checkpoint_models.get(id_, [])
+            return [Checkpoint(id=f"ckpt-{n}", created_at=0, step=n, model=name) for n, name in enumerate(names)]
 
     async def page(self, model: str | None, metadata: dict[str, str], *, after: str | None) -> ArchivePage:
         with self._call("page"):

@@ -17,7 +17,14 @@ import structlog
 from msgspec.structs import replace
 
 from shared.cleanup import Cleanup, Kind, Remnant, after_failed_look, given_up, gone, with_count
-from shared.errors import JobFailed, ProviderAuthFailed, ProviderError, ProviderRejected, StoreError
+from shared.errors import (
+    JobFailed,
+    ProviderAuthFailed,
+    ProviderError,
+    ProviderModelMissing,
+    ProviderRejected,
+    StoreError,
+)
 from shared.ids import JobId
 from shared.ports import ArchivedCompletion, ArchivePage, Batcher, CompletionArchive, Trainer
 from shared.store import Store
@@ -206,6 +213,8 @@ class _Look:
             case Kind.TRAINING:
                 await self._providers.trainer(provider).cancel(id_)
                 return 0, ()
+            case Kind.TRAINED:
+                return 0, await self._left_by_training(remnant)
             case Kind.FILES:
                 ids = await self._providers.trainer(provider).find_files(id_, not_before=not_before)
                 return 0, _named(Kind.FILE, provider, ids)
@@ -221,6 +230,24 @@ class _Look:
             case Kind.STORED:
                 await self._delete_stored(remnant)
                 return 0, ()
+
+    async def _left_by_training(self, remnant: Remnant) -> Sequence[Remnant]:
+        """Its result files, its model and its checkpoints, once it has ended."""
+        trainer = self._providers.trainer(remnant.provider)
+        job = await trainer.poll(remnant.id)
+        if job is None:
+            return ()
+        if job.state not in {"succeeded", "failed", "cancelled"}:
+            raise _NotYet
+        try:
+            checkpoints = await trainer.checkpoints(remnant.id)
+        except (ProviderModelMissing, ProviderRejected):
+            checkpoints = []  # not every server keeps them
+        models = [job.fine_tuned_model, *(checkpoint.model for checkpoint in checkpoints)]
+        return [
+            *_named(Kind.FILE, remnant.provider, job.result_files),
+            *_named(Kind.MODEL, remnant.provider, [model for model in models if model]),
+        ]
 
     async def _files_of_batch(self, remnant: Remnant) -> Sequence[Remnant]:
         """Its files, once it has ended; what still runs is stopped, because nobody waits for it any more."""

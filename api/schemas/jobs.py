@@ -488,13 +488,15 @@ class DeletedAtProvider(Response):
 class LeftAtProvider(Response):
     """Ids, to delete it there.  fine_tuning_jobs: no provider deletes the record of one.  stored_completions: some that
     were stored for this job may be there still.  unlisted_files: likewise, of files whose ids could not be found out;
-    their names begin with `distill-` and the job's id."""
+    their names begin with `distill-` and the job's id, or a fine-tuning job names them.  unlisted_models: a fine-tuning
+    job that could not be asked may have made more models than are listed."""
 
     files: list[str]
     fine_tuning_jobs: list[str]
     fine_tuned_models: list[str]
     stored_completions: bool
     unlisted_files: bool
+    unlisted_models: bool
 
 
 class PurgedOut(Response):
@@ -560,5 +562,6 @@ def _left(cleanup: Cleanup | None) -> LeftAtProvider:
         fine_tuning_jobs=[] if cleanup is None else cleanup.fine_tuning_jobs,
         fine_tuned_models=[remnant.id for remnant in left if remnant.kind is Kind.MODEL],
         stored_completions=Kind.STORED in kinds,
-        unlisted_files=bool(kinds & {Kind.FILES, Kind.BATCH_FILES, Kind.BATCHES, Kind.BATCH}),
+        unlisted_files=bool(kinds & {Kind.FILES, Kind.BATCH_FILES, Kind.BATCHES, Kind.BATCH, Kind.TRAINED}),
+        unlisted_models=Kind.TRAINED in kinds,
     )

@@ -116,6 +116,7 @@ async def test_deleting_purges_everything_and_the_receipt_says_what(api: Api):
         "fine_tuned_models": ["ft:x"],
         "stored_completions": False,
         "unlisted_files": True,
+        "unlisted_models": True,
     }
     nothing = {"files": 0, "stored_completions": 0, "fine_tuned_models": 0}
     assert receipt.json()["purged"] == {**removed, "deleted_at_provider": nothing, "left_at_provider": left}
@@ -130,7 +131,7 @@ async def test_deleting_purges_everything_and_the_receipt_says_what(api: Api):
     assert receipt.json()["purged"] == {
         **removed,
         "deleted_at_provider": {**nothing, "files": 1},
-        "left_at_provider": {**left, "files": [], "unlisted_files": False},
+        "left_at_provider": {**left, "files": [], "unlisted_files": False, "unlisted_models": False},
     }
     kept = await dump(api)
     assert CANARY.encode() not in kept

@@ -35,7 +35,7 @@ def test_a_batch_whose_submission_was_lost_is_looked_up() -> None:
 
 def test_what_may_still_train_is_stopped_before_anything_is_deleted() -> None:
     tune = FineTune(step="submitted", training_file="file-1", fine_tuning_job_id="ftjob-1")
-    assert kinds(a_job(status=JobStatus.FAILED, fine_tunes=[tune])) == ["training", "file", "files"]
+    assert kinds(a_job(status=JobStatus.FAILED, fine_tunes=[tune])) == ["training", "trained", "file", "files"]
 
 
 @pytest.mark.parametrize(("store", "wanted"), [(True, ["stored_completions"]), (False, [])])

@@ -13,7 +13,7 @@ from shared.deletion import mark_deleted
 from shared.errors import JobFailed, ProviderAuthFailed, ProviderRejected, ProviderUnavailable, StoreFull
 from shared.lifecycle import JobStatus, Stage
 from shared.models import BatchRun, FineTune, Job, Teacher
-from shared.ports import Batch
+from shared.ports import Batch, TrainingJob
 from shared.pricing import Prices
 from shared.store import Store, keys
 from shared.store.jobs import Change
@@ -298,7 +298,8 @@ async def test_one_provider_that_is_away_does_not_hold_up_the_others(store: Stor
     desk = Desk()
     desk.__dict__.update(account.__dict__)
     note = await note_of(store, job)
-    renamed = [msgspec.structs.replace(r, provider="gone") if r.kind in {"file", "files"} else r for r in note.remnants]
+    of_trainer = {"trained", "file", "files"}
+    renamed = [msgspec.structs.replace(r, provider="gone") if r.kind in of_trainer else r for r in note.remnants]
     changed = msgspec.structs.replace(note, remnants=renamed)
     await client.hset(keys.cleanup(job.id), "row", msgspec.json.encode(changed))
     await a_cleaner(store, desk).clean(job.id)
@@ -375,6 +376,61 @@ async def test_deletions_in_flight_are_bounded_and_what_went_is_counted_when_one
     assert set(account.stored) == {*FOREIGN[2], "cmp-20"}
     account.before = lambda _call, _what: None
     assert (await cleaned(client, a_cleaner(store, account), store, job)).deleted["stored_completions"] == 50
+
+
+def a_training(status: str, **changes: Any) -> TrainingJob:
+    job = TrainingJob(
+        id="ftjob-1", status=status, state=status, created_at=2_000_000_000, training_file="file-train", metadata={}
+    )
+    return msgspec.structs.replace(job, **changes)
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+async def test_where_the_student_is_a_checkpoint_all_models_of_its_training_go_and_its_result_file(
+    store: Store, client: Any, at_once: bool
+):
+    account = Account()
+    job = await a_deleted_job(store, account, delete_models=at_once)
+    account.models |= {"ft:whole", "ft:ours-early"}
+    account.files["file-metrics"] = "step_metrics.csv"
+    account.trainings = {"ftjob-1": a_training("succeeded", fine_tuned_model="ft:whole", result_files=["file-metrics"])}
+    account.checkpoint_models = {"ftjob-1": ["ft:ours-early", "ft:ours"]}
+    note = await cleaned(client, a_cleaner(store, account), store, job)
+    assert set(account.files) == {"file-foreign"}
+    if not at_once:
+        assert sorted(model.id for model in note.left) == ["ft:ours", "ft:ours-early", "ft:whole"]
+        assert await store.cleanups.want_models(job.id)
+        note = await cleaned(client, a_cleaner(store, account), store, job)
+    assert left_in(account) == FOREIGN
+    assert (note.left, note.deleted["model"]) == ([], 3)
+
+
+async def test_models_asked_for_before_the_training_was_looked_at_go_as_well(store: Store, client: Any):
+    account = Account()
+    job = await a_deleted_job(store, account)
+    assert await store.cleanups.want_models(job.id)
+    account.models |= {"ft:whole"}
+    account.trainings = {"ftjob-1": a_training("succeeded", fine_tuned_model="ft:whole")}
+    await cleaned(client, a_cleaner(store, account), store, job)
+    assert left_in(account) == FOREIGN
+
+
+async def test_a_training_that_cannot_be_asked_is_told_as_left_and_one_that_runs_is_waited_for(
+    store: Store, client: Any
+):
+    account = Account()
+    job = await a_deleted_job(store, account, delete_models=True)
+    account.trainings = {"ftjob-1": a_training("running")}
+    await a_cleaner(store, account).clean(job.id)
+    assert [remnant.kind for remnant in (await note_of(store, job)).remnants] == ["trained"]
+
+    def refuse(call: str, what: str) -> None:
+        if what == "ftjob-1":
+            raise ProviderRejected("no", status=400)
+
+    account.before = refuse
+    note = await cleaned(client, a_cleaner(store, account), store, job)
+    assert [(remnant.kind, remnant.id) for remnant in note.left] == [("trained", "ftjob-1")]
 
 
 async def test_what_shows_late_is_waited_for(store: Store, client: Any):
