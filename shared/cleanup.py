@@ -47,7 +47,8 @@ class Cleanup(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     was in flight then may show a little later.  remnants: still to go.  refused: the provider will not delete them.
     models: fine-tuned models that nobody asked to delete.  models_wanted: somebody did, also for those yet to be found.
     after: stored completions up to this id are not the job's.
-    deleted: numbers by kind.  failures: looks in a row that a provider failed.  over: nothing more will be tried."""
+    deleted: numbers by kind.  failures: looks in a row that a provider failed.  over: nothing more will be tried, since
+    over_at_ms."""
 
     job_id: JobId
     not_before: int
@@ -62,6 +63,7 @@ class Cleanup(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     failures: int = 0
     progressed_at_ms: int = 0
     over: bool = False
+    over_at_ms: int | None = None
 
     @property
     def left(self) -> list[Remnant]:
@@ -74,7 +76,9 @@ def with_models(cleanup: Cleanup, *, now_ms: int) -> Cleanup:
     if not cleanup.models:
         return replace(cleanup, models_wanted=True)
     remnants = [*cleanup.remnants, *cleanup.models]
-    return replace(cleanup, remnants=remnants, models=[], models_wanted=True, over=False, progressed_at_ms=now_ms)
+    return replace(
+        cleanup, remnants=remnants, models=[], models_wanted=True, over=False, over_at_ms=None, progressed_at_ms=now_ms
+    )
 
 
 def gone(

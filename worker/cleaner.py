@@ -184,6 +184,7 @@ class _Look:
             if wait is not None and not failures:
                 wait = self._limits.look_seconds
         if self._cleanup.over:
+            self._cleanup = replace(self._cleanup, over_at_ms=self._now_ms())
             left = [*self._cleanup.refused]
             log = _log.warning if left else _log.info
             log("job_cleaned_up", deleted=self._cleanup.deleted, left=sorted({str(remnant.kind) for remnant in left}))

@@ -512,13 +512,14 @@ class PurgedOut(Response):
 
 class DeletedJobOut(Response):
     """The receipt: `purging`; `cleaning` once nothing of the job is left here; `purged` once nothing more will be
-    deleted at its providers either."""
+    deleted at its providers either.  content_purged_at: when it became `cleaning`.  purged_at: when `purged`."""
 
     id: str
     object: Literal["distillation.job.deleted"]
     deleted: Literal[True]
     status: Literal["purging", "cleaning", "purged"]
     deleted_at: int
+    content_purged_at: int | None
     purged_at: int | None
     purged: PurgedOut | None
 
@@ -531,7 +532,8 @@ class DeletedJobOut(Response):
             deleted=True,
             status="purging" if found is None else "purged" if receipt.complete else "cleaning",
             deleted_at=receipt.deleted_at_ms // 1000,
-            purged_at=seconds(receipt.purged_at_ms),
+            content_purged_at=seconds(receipt.purged_at_ms),
+            purged_at=seconds(receipt.completed_at_ms),
             purged=None
             if found is None
             else PurgedOut(

@@ -44,6 +44,13 @@ class Receipt(Record, frozen=True, kw_only=True):
         """Nothing more will be deleted, here or at a provider."""
         return self.purged is not None and (self.cleanup is None or self.cleanup.over)
 
+    @property
+    def completed_at_ms(self) -> int | None:
+        """None until it is complete."""
+        if not self.complete or self.purged_at_ms is None:
+            return None
+        return max(self.purged_at_ms, (self.cleanup and self.cleanup.over_at_ms) or 0)
+
 
 class PurgeStore:
     def __init__(self, client: redis.Redis, scripts: Scripts) -> None:

@@ -109,6 +109,8 @@ async def test_deleting_purges_everything_and_the_receipt_says_what(api: Api):
 
     receipt = await api.http.delete(path)
     assert (receipt.status_code, receipt.json()["status"]) == (202, "cleaning")
+    assert receipt.json()["purged_at"] is None
+    assert receipt.json()["content_purged_at"] >= receipt.json()["deleted_at"]
     removed = {"prompts": 20, "completions": 20, "events": 1, "webhook_deliveries": 1}
     left = {
         "files": ["file-1"],
@@ -128,6 +130,7 @@ async def test_deleting_purges_everything_and_the_receipt_says_what(api: Api):
     assert set(account.files) == {"file-2"}
     receipt = await api.http.delete(path)
     assert (receipt.status_code, receipt.json()["status"]) == (200, "purged")
+    assert receipt.json()["purged_at"] >= receipt.json()["content_purged_at"]
     assert receipt.json()["purged"] == {
         **removed,
         "deleted_at_provider": {**nothing, "files": 1},
