@@ -47,6 +47,7 @@ class Cleanup(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     was in flight then may show a little later.  remnants: still to go.  refused: the provider will not delete them.
     models: fine-tuned models that nobody asked to delete.  models_wanted: somebody did, also for those yet to be found.
     after: stored completions up to this id are not the job's.
+    deleting: stored completions that were listed, at most a page; gone but not yet counted, should a worker vanish.
     deleted: numbers by kind.  failures: looks in a row that a provider failed.  over: nothing more will be tried, since
     over_at_ms."""
 
@@ -59,6 +60,7 @@ class Cleanup(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     models_wanted: bool = False
     fine_tuning_jobs: list[str] = []
     after: str | None = None
+    deleting: list[str] = []
     deleted: dict[str, int] = {}
     failures: int = 0
     progressed_at_ms: int = 0

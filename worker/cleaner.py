@@ -270,7 +270,9 @@ class _Look:
         archive = self._providers.archive(remnant.provider)
         if archive is None:
             return
-        tried: set[str] = set()
+        tried: set[str] = set(self._cleanup.deleting)
+        if tried:
+            await self._delete_listed(archive, self._cleanup.deleting, again=True)
         while True:
             page = await self._page(archive, remnant.id)
             mine = [found.id for found in page.completions if _is_of(found, remnant.id)]
@@ -279,23 +281,30 @@ class _Look:
             if mine and not fresh:
                 raise _NotYet  # deleted, and listed all the same
             tried.update(fresh)
-            deleted, failure = await _delete_all(archive, fresh)
-            note = self._cleanup
-            if deleted:
-                counted = with_count(note.deleted, Kind.STORED, deleted)
-                note = replace(note, deleted=counted, failures=0, progressed_at_ms=self._now_ms())
-            if failure is not None:
-                await self._keep(note)
-                raise failure
+            if fresh:
+                await self._keep(replace(self._cleanup, deleting=fresh))
+                await self._delete_listed(archive, fresh, again=False)
             if others:
-                note = replace(note, after=others[-1])
-            if note != self._cleanup:
-                await self._keep(note)
+                await self._keep(replace(self._cleanup, after=others[-1]))
             if not mine and not page.more:
                 if self._now_ms() < self._cleanup.ended_at_ms + self._limits.lag_seconds * 1000:
                     raise _NotYet
                 return
             self._mind_the_time()
+
+    async def _delete_listed(self, archive: CompletionArchive, ids: Sequence[str], *, again: bool) -> None:
+        """Those that are noted as being deleted.  again: what is not there any more went by our own request, whose
+        outcome nobody counted."""
+        outcomes = await _delete_all(archive, ids)
+        failed = {id_: outcome for id_, outcome in outcomes.items() if isinstance(outcome, ProviderError)}
+        deleted = sum(outcome is True or (again and outcome is False) for outcome in outcomes.values())
+        note = replace(self._cleanup, deleting=list(failed))
+        if deleted:
+            counted = with_count(note.deleted, Kind.STORED, deleted)
+            note = replace(note, deleted=counted, failures=0, progressed_at_ms=self._now_ms())
+        await self._keep(note)
+        for failure in failed.values():
+            raise failure
 
     async def _page(self, archive: CompletionArchive, job_id: str) -> ArchivePage:
         try:
@@ -321,8 +330,8 @@ def _is_forbidden(error: ProviderError) -> bool:
     return isinstance(error, ProviderAuthFailed) and error.status == _FORBIDDEN
 
 
-async def _delete_all(archive: CompletionArchive, ids: Sequence[str]) -> tuple[int, ProviderError | None]:
-    """Some at a time: (number deleted, the first failure).  None is in flight any more on return."""
+async def _delete_all(archive: CompletionArchive, ids: Sequence[str]) -> dict[str, bool | ProviderError]:
+    """Some at a time: whether each was there still, or its failure.  None is in flight any more on return."""
     some = asyncio.Semaphore(_AT_ONCE)
 
     async def one(id_: str) -> bool | ProviderError:
@@ -332,6 +341,4 @@ async def _delete_all(archive: CompletionArchive, ids: Sequence[str]) -> tuple[i
             except ProviderError as error:
                 return error
 
-    outcomes = await asyncio.gather(*map(one, ids))
-    failure = next((outcome for outcome in outcomes if isinstance(outcome, ProviderError)), None)
-    return sum(outcome is True for outcome in outcomes), failure
+    return dict(zip(ids, await asyncio.gather(*map(one, ids)), strict=True))

@@ -205,6 +205,7 @@ async def test_killed_around_any_call_it_is_finished_by_another(real_store: Stor
         note = await cleaned(valkey_client, cleaner, store, job)
         assert left_in(account) == FOREIGN
         assert note.left == []
+        assert note.deleted["stored_completions"] == 3  # also those that went with the worker
         if not struck:
             break
         strike += 1
