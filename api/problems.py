@@ -96,8 +96,8 @@ PROBLEMS: Final[Mapping[str, Problem]] = {
     ),
     "provider_not_allowed": Problem(
         403,
-        "The API key may not use this provider",
-        "The provider is configured, but not for this key.",
+        "The API key or its tenant may not use this provider",
+        "The provider is configured, but not for this key or not for its tenant.",
         "Name another provider, or ask your operator.",
     ),
     # --- 404, 405, 406, 410, 413, 415

@@ -8,7 +8,7 @@ from typing import Any, Final, get_args
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ValidationError
 
-from shared.errors import Fault, ValidationFailed
+from shared.errors import Fault, ValidationFailed, sentence
 from shared.prompts import token, unknown_field
 from shared.rules import invalid
 
@@ -97,7 +97,7 @@ def request_error(error: RequestValidationError) -> ValidationFailed:
         first = first or name
         code, detail = _described(found["type"], found.get("ctx", {}), "")
         faults.append(Fault("", code, f"{name} {detail}"))
-    return ValidationFailed(f"{faults[0].detail}.", param=first, faults=faults) if faults else invalid(faults)
+    return ValidationFailed(sentence(faults[0].detail), param=first, faults=faults) if faults else invalid(faults)
 
 
 def _described(kind: str, context: Mapping[str, Any], message: str) -> tuple[str, str]:

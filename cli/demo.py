@@ -106,11 +106,14 @@ def run(console: Console, *, file: Path, system_prompt: Path, keep: bool, timeou
         )
         endpoint = Endpoint(address.api_url, stack.admin_key)
         with Api(endpoint) as api:
-            distill(api, request, console, data_dir=data_dir, timeout_seconds=timeout_seconds)
+            path = distill(api, request, console, data_dir=data_dir, timeout_seconds=timeout_seconds)
         if keep:
+            console.print("\nOver HTTP, while the stack runs:")
+            for line in curl_lines(endpoint, path):
+                console.print(f"  {line}", markup=False, highlight=False, soft_wrap=True)
             console.print(f"\nRunning until Ctrl-C, and its data stay in {data_dir}.", highlight=False, soft_wrap=True)
             threading.Event().wait()
-        console.print("\n`distill demo --keep` leaves this stack running; `distill up` runs one of your own.")
+        console.print("\n`distill demo --keep` leaves this stack running, and says how to look further over HTTP.")
     except Exception as error:  # whatever it was, the logs are kept and named
         remove = False  # the logs explain it
         raise DemoFailed(f"{error}\nThe logs are kept in {data_dir / 'logs'}.") from error
@@ -120,8 +123,8 @@ def run(console: Console, *, file: Path, system_prompt: Path, keep: bool, timeou
             shutil.rmtree(data_dir, ignore_errors=True)
 
 
-def distill(api: Api, request: Json, console: Console, *, data_dir: Path, timeout_seconds: float) -> None:
-    """Submit, follow and show one job.  Raises `DemoFailed` when it does not succeed."""
+def distill(api: Api, request: Json, console: Console, *, data_dir: Path, timeout_seconds: float) -> str:
+    """Submit, follow and show one job; its path.  Raises `DemoFailed` when it does not succeed."""
     began = time.monotonic()
     job = api.post("/v1/jobs", request, idempotency_key=str(uuid.uuid4()))
     prompts = len(request["source"]["prompts"])
@@ -143,9 +146,7 @@ def distill(api: Api, request: Json, console: Console, *, data_dir: Path, timeou
     content = dataset.read_bytes()
     lines, digest = len(content.splitlines()), hashlib.sha256(content).hexdigest()
     console.print(f"Dataset: {lines} lines, sha256 {digest}", highlight=False, soft_wrap=True)
-    console.print("\nOver HTTP, while the stack runs:")
-    for line in curl_lines(api.endpoint, path):
-        console.print(f"  {line}", markup=False, highlight=False, soft_wrap=True)
+    return path
 
 
 def follow(api: Api, job: Json, console: Console, *, timeout_seconds: float) -> tuple[Json, dict[str, float]]:

@@ -84,14 +84,21 @@ def store_binary() -> Check:
     return Check("valkey", "ok", str(binary))
 
 
-def read_settings(data_dir: Path, running: stack.Address | None) -> tuple[Settings | None, str]:
-    """As the services read them, with what a running stack adds; else what is wrong, each setting by name."""
+def read_settings(
+    data_dir: Path, running: stack.Address | None, *, sandbox: bool = False
+) -> tuple[Settings | None, str]:
+    """As the services read them, with what a running stack adds; else what is wrong, each setting by name.
+
+    sandbox: `distill up` will supply that provider's address, so that a table of it need not."""
     known = stack.configured(os.environ, Path.cwd())
     added: dict[str, Any] = {}
     if not known.get("DISTILL_REDIS_URL") and not known.get("DISTILL_REDIS_URL_FILE"):
         added["redis_url"] = running.redis_url if running is not None else f"unix://{data_dir / 'redis.sock'}"
     if not known.get("DISTILL_SECRET_KEY") and not known.get("DISTILL_SECRET_KEY_FILE"):
         added["secret_key"] = "checked elsewhere".ljust(32)
+    if sandbox or (running is not None and running.sandbox_url is not None):
+        address = running.sandbox_url if running is not None else None
+        added["providers"] = {"sandbox": {"base_url": address or "http://127.0.0.1/v1"}}
     try:
         settings = Settings(**added)
     except ValidationError as error:
@@ -101,8 +108,9 @@ def read_settings(data_dir: Path, running: stack.Address | None) -> tuple[Settin
     except OSError as error:
         return None, str(error)
     if running is not None and running.sandbox_url is not None:
-        sandbox = ProviderSettings.model_validate({"base_url": running.sandbox_url, "api_key": "sk-sandbox"})
-        settings = settings.model_copy(update={"providers": settings.providers | {"sandbox": sandbox}})
+        own = {"base_url": running.sandbox_url, "api_key": "sk-sandbox"}
+        kept = ProviderSettings.model_validate(settings.providers["sandbox"].model_dump() | own)
+        settings = settings.model_copy(update={"providers": settings.providers | {"sandbox": kept}})
     return settings, ""
 
 

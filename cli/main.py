@@ -77,7 +77,8 @@ def up(
 ) -> None:
     """Run API, workers and store on this machine until Ctrl-C."""
     known = stack.configured(os.environ, Path.cwd())
-    settings, complaint = examination.read_settings(data_dir, None)
+    wants_sandbox = sandbox if sandbox is not None else stack.wants_sandbox(known)
+    settings, complaint = examination.read_settings(data_dir, None, sandbox=wants_sandbox)
     if settings is None:
         raise Failure(f"A setting is wrong: {complaint}.")
     asked_port = port if port is not None else settings.api_port if "DISTILL_API_PORT" in known else None
@@ -86,7 +87,7 @@ def up(
         host=host or settings.api_host,
         port=asked_port,
         workers=workers,
-        sandbox=sandbox if sandbox is not None else stack.wants_sandbox(known),
+        sandbox=wants_sandbox,
         redis_url=settings.redis_url if known.get("DISTILL_REDIS_URL") or known.get("DISTILL_REDIS_URL_FILE") else None,
     )
     running = stack.Stack(options, environ=os.environ, cwd=Path.cwd(), say=_warn)
@@ -106,7 +107,7 @@ def _warn(line: str) -> None:
 
 
 def _say_where(address: stack.Address, data_dir: Path, providers: list[str]) -> None:
-    names = [*providers, "sandbox"] if address.sandbox_url is not None else providers
+    names = list(dict.fromkeys([*providers, "sandbox"])) if address.sandbox_url is not None else providers
     lines = [
         f"Distillery is ready at {address.api_url}",
         f"  providers  {', '.join(names) or 'none: set OPENAI_API_KEY, or run with --sandbox'}",

@@ -32,7 +32,7 @@ def _number(low: float, high: float) -> Check:
 def _integer(low: int, high: int) -> Check:
     def check(value: Any) -> str | None:
         fits = isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
-        return None if fits else f"must be a whole number from {low} to {high}"
+        return None if fits else f"must be {low}" if low == high else f"must be a whole number from {low} to {high}"
 
     return check
 

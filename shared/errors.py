@@ -274,3 +274,8 @@ class JobFailed(DistillError):
         self.param = param
         self.provider = provider
         self.worth_a_retry = retryable
+
+
+def sentence(text: str) -> str:
+    """With a full stop, unless it ends in a question: "… is not known; did you mean x?"."""
+    return text if text.endswith("?") else f"{text}."

@@ -21,7 +21,7 @@ from typing import Any, Final, Literal, Protocol, TypeAlias, cast, get_args
 import msgspec
 
 from shared.capabilities import PARAMS
-from shared.errors import Fault, ValidationFailed
+from shared.errors import Fault, ValidationFailed, sentence
 from shared.models import JsonObject
 
 Operation: TypeAlias = Literal["eq", "ne", "like", "ilike"]
@@ -267,10 +267,15 @@ def _field_names(value: Any) -> str | None:
 
 
 def _sampling(value: Any) -> str | None:
-    if not isinstance(value, dict) or not value.keys() <= set(SAMPLING):
-        return f"must be an object with some of {', '.join(SAMPLING)}"
-    faults = ((name, PARAMS[name](given)) for name, given in value.items() if given is not None)
-    return next((f"has a {name} that {wrong}" for name, wrong in faults if wrong), None)
+    """Of its members, `_sampling_faults` tells each by itself."""
+    fits = isinstance(value, dict) and value.keys() <= set(SAMPLING)
+    return None if fits else f"must be an object with some of {', '.join(SAMPLING)}"
+
+
+def _sampling_faults(params: JsonObject, pointer: str) -> Iterable[Fault]:
+    for name, given in params.items():
+        if given is not None and (wrong := PARAMS[name](given)):
+            yield Fault(f"{pointer}/{name}", "invalid_value", wrong)
 
 
 @dataclass(frozen=True)
@@ -326,7 +331,7 @@ def parse_graders(specs: Sequence[JsonObject]) -> list[Grader]:
         graders.append(grader)
     if faults:
         raise ValidationFailed(
-            f"{faults[0].pointer} {faults[0].detail}.", param=faults[0].pointer, faults=tuple(faults)
+            sentence(f"{faults[0].pointer} {faults[0].detail}"), param=faults[0].pointer, faults=tuple(faults)
         )
     return graders
 
@@ -334,7 +339,9 @@ def parse_graders(specs: Sequence[JsonObject]) -> list[Grader]:
 def parse_grader(spec: JsonObject, pointer: str) -> Grader:
     """One grader, at `pointer` in the request.  Raises `ValidationFailed`."""
     if faults := tuple(_faults_of(spec, pointer)):
-        raise ValidationFailed(f"{faults[0].pointer} {faults[0].detail}.", param=faults[0].pointer, faults=faults)
+        raise ValidationFailed(
+            sentence(f"{faults[0].pointer} {faults[0].detail}"), param=faults[0].pointer, faults=faults
+        )
     return _built(spec)
 
 
@@ -363,6 +370,8 @@ def _faults_of(spec: Any, pointer: str) -> Iterable[Fault]:
             yield Fault(f"{pointer}/{_escaped(name)}", "unknown_field", _unknown(name, checks))
         elif value is not None and (wrong := checks[name](value)):
             yield Fault(f"{pointer}/{name}", "invalid_value", wrong)
+        elif value is not None and name == "sampling_params":
+            yield from _sampling_faults(value, f"{pointer}/{name}")
 
 
 def _unknown(name: str, known: Iterable[str]) -> str:

@@ -111,8 +111,11 @@ class Jobs:
             return
         standing = await self._store.spending.standing(tenant)
         if standing.left_nano == 0:
+            limit = usd(standing.limit_nano or 0)
             raise DailySpendExhausted(
-                f"Your jobs have spent or reserved the {usd(standing.limit_nano or 0)} dollars they may today (UTC).",
+                f"Your jobs have spent or reserved the {limit} dollars they may today (UTC)."
+                if standing.limit_nano
+                else "Your operator lets your jobs spend nothing; ask for a limit of the day above 0.",
                 retry_after_seconds=standing.seconds_left,
             )
 

@@ -69,7 +69,7 @@ def require_provider(pointer: str, provider: str, allowed: Collection[str] | Non
     if allowed is not None and provider not in allowed:
         may = ", ".join(sorted(allowed)) or "none"
         raise Forbidden(
-            f"{pointer} is a provider that you may not use; there is {may}.",
+            f"{pointer} is a provider that this API key or its tenant may not use; there is {may}.",
             code="provider_not_allowed",
             param=pointer,
         )

@@ -15,10 +15,16 @@ def retirement(shutdown_date: str | None, today: date, spec: JobSpec) -> Literal
     day = parsed(shutdown_date)
     if day is None:
         return None
-    if day <= today:
+    if is_retired(shutdown_date, today):
         return "retired"
     lifetime = timedelta(seconds=spec.deadline_seconds, days=spec.retention_days)
     return "soon" if day <= today + lifetime else None
+
+
+def is_retired(shutdown_date: str | None, today: date) -> bool:
+    """A date that cannot be read says nothing."""
+    day = parsed(shutdown_date)
+    return day is not None and day <= today
 
 
 def retires_soon(pointer: str, shutdown_date: str | None) -> Advice:

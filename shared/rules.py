@@ -13,7 +13,7 @@ from typing import Final
 
 from shared.capabilities import hyperparameter_faults, params_faults
 from shared.curation import check_response_schema, split_of
-from shared.errors import Fault, ValidationFailed
+from shared.errors import Fault, ValidationFailed, sentence
 from shared.graders import ScoreModel, parse_grader, parse_graders
 from shared.models import (
     NANO,
@@ -252,7 +252,9 @@ class Rules:
             return
         for pointer, price_list, model in self._billed(spec):
             if not self._prices.is_priced(price_list, model):
-                yield Fault(pointer, "model_unpriced", "has no known price, so a budget cannot be kept; leave it out")
+                yield Fault(
+                    pointer, "model_unpriced", "has no known price, so a budget cannot be kept; leave the budget out"
+                )
         where = "/budget/max_cost_usd"
         if estimate is not None and limit < estimate.low_nano:
             yield Fault(where, "cost_above_limit", f"is below the least this job will cost, {usd(estimate.low_nano)}")
@@ -323,8 +325,8 @@ def invalid(faults: Sequence[Fault]) -> ValidationFailed:
     first = faults[0]
     more = f" And {len(faults) - 1} more." if len(faults) > 1 else ""
     own = first.code if first.code in NAMED_FAULTS else None
-    sentence = f"{first.pointer} {first.detail}." if first.pointer else f"The body {first.detail}."
-    return ValidationFailed(sentence + more, code=own, param=first.pointer, faults=faults)
+    where = first.pointer or "The body"
+    return ValidationFailed(sentence(f"{where} {first.detail}") + more, code=own, param=first.pointer, faults=faults)
 
 
 _SPLIT_AT_ONCE: Final = 20  # prompts

@@ -55,7 +55,7 @@ async def list_models(
     for name in names:
         catalogue, own = await services.catalogues.visible(name, caller.tenant)
         if catalogue is not None:
-            shown[name] = (catalogue.models, own)
+            shown[name] = (catalogue.models, own, services.catalogues.today_at(catalogue))
             found += [(name, model) for model in catalogue.models]
     found.sort(reverse=order == "desc")
     if after is not None:
@@ -69,6 +69,7 @@ async def list_models(
             shown[name][0][model],
             settings=settings[name],
             prices=services.prices,
+            today=shown[name][2],
             fine_tuned=model in shown[name][1],
         )
         for name, model in found[:limit]

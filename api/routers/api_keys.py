@@ -33,8 +33,10 @@ def _managed(caller: Caller, asked: str | None) -> TenantId | None:
     return caller.tenant
 
 
-def _providers(caller: Caller, asked: list[str] | None, known: Collection[str]) -> list[str] | None:
-    """A key that is held to some providers makes none that is not."""
+def _providers(
+    caller: Caller, asked: list[str] | None, known: Collection[str], tenants: Collection[str] | None
+) -> list[str] | None:
+    """A key that is held to some providers makes none that is not.  tenants: its tenant's; None for all."""
     own = caller.key_providers
     if asked is None:
         return None if own is None else sorted(own)
@@ -47,6 +49,9 @@ def _providers(caller: Caller, asked: list[str] | None, known: Collection[str]) 
         raise invalid(faults)
     if own is not None and not own.issuperset(asked):
         raise Forbidden("The key may not use all of these providers itself.", code="provider_not_allowed")
+    if tenants is not None and (beyond := sorted(set(asked).difference(tenants))):
+        detail = f"must be among the tenant's, and {', '.join(beyond)} is not"
+        raise invalid([Fault("/providers", "unknown_provider", detail)])
     return sorted(set(asked))
 
 
@@ -62,7 +67,9 @@ async def create_api_key(
 ) -> NewApiKeyOut:
     """Make a key.  `key` is shown in this answer and never again.  A tenant may have several, to change them over."""
     tenant = _managed(caller, body.tenant) or caller.tenant
-    providers = _providers(caller, body.providers, services.settings.providers)
+    providers = _providers(
+        caller, body.providers, services.settings.providers, services.settings.tenant(tenant).providers
+    )
     key, secret = await services.store.api_keys.create(tenant, body.scopes, name=body.name, providers=providers)
     response.headers["Location"] = f"/v1/api_keys/{key.id}"
     response.headers["Cache-Control"] = "no-store"

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, time
+from datetime import UTC, date, datetime, time
 from typing import Literal, Self
 
 from api.schemas.common import Response
 from shared.models import ListedModel, usd
 from shared.pricing import Prices
+from shared.retirement import is_retired
 from shared.settings import ProviderSettings, Settings
 from shared.store.spending import DayUsage, Standing
 
@@ -22,9 +23,11 @@ class PricesOut(Response):
 
 
 class ModelOut(Response):
-    """id: of this list alone, `<provider>/<model>`; jobs name `provider` and `model`.  can_train: whether the provider
-    takes fine-tuning jobs; which of its models it trains, only its own documentation says.  shutdown_date: the day it
-    retires, "YYYY-MM-DD".  fine_tuned: made by one of your jobs."""
+    """id: of this list alone, `<provider>/<model>`; jobs name `provider` and `model`.  can_train: false when the
+    provider takes no fine-tuning jobs or has retired the model; true is no promise, for which of its models a provider
+    trains, only its own documentation says.  shutdown_date: the day it retires, "YYYY-MM-DD".  retired: that day has
+    come, by the provider's calendar.  fine_tuned: made by one of your jobs; a new one appears with the next reading of
+    the provider's list, within about 15 minutes, and can be named in jobs at once."""
 
     id: str
     object: Literal["model"]
@@ -34,6 +37,7 @@ class ModelOut(Response):
     owned_by: str | None
     prices: PricesOut
     shutdown_date: str | None
+    retired: bool
     can_train: bool
     fine_tuned: bool
 
@@ -46,10 +50,13 @@ class ModelOut(Response):
         *,
         settings: ProviderSettings,
         prices: Prices,
+        today: date,
         fine_tuned: bool,
     ) -> Self:
         rates = prices.per_million(settings.prices, name) or {}
-        training = prices.training_nano(settings.prices, name, 1_000_000) if settings.can_train else None
+        retired = is_retired(model.shutdown_date, today)
+        can_train = settings.can_train and not retired
+        training = prices.training_nano(settings.prices, name, 1_000_000) if can_train else None
         return cls(
             id=f"{provider}/{name}",
             object="model",
@@ -64,7 +71,8 @@ class ModelOut(Response):
                 training_usd=None if training is None else usd(training),
             ),
             shutdown_date=model.shutdown_date,
-            can_train=settings.can_train,
+            retired=retired,
+            can_train=can_train,
             fine_tuned=fine_tuned,
         )
 

@@ -22,7 +22,9 @@ class ApiKeyCreate(Request):
         min_length=1, max_length=16
     )
     name: str | None = Field(None, min_length=1, max_length=200)
-    providers: list[Annotated[str, Field(min_length=1, max_length=64)]] | None = Field(None, max_length=64)
+    providers: list[Annotated[str, Field(min_length=1, max_length=64)]] | None = Field(
+        None, min_length=1, max_length=64
+    )
 
 
 class ApiKeyOut(Response):

@@ -81,11 +81,19 @@ async def test_models_are_listed_with_their_price_and_the_day_they_retire(api: A
         "owned_by": "system",
         "prices": {"input_usd": "0.4", "cached_input_usd": "0.1", "output_usd": "1.6", "training_usd": "5"},
         "shutdown_date": in_days(50),
+        "retired": False,
         "can_train": True,
         "fine_tuned": False,
     }
     assert teacher["prices"]["input_usd"] is not None
     assert set(house["prices"].values()) == {None}
+
+
+async def test_a_retired_model_is_listed_as_one_that_cannot_be_trained(api: Api):
+    await read(api, student=in_days(0), teacher=in_days(1))
+    [student, teacher] = (await api.http.get("/v1/models?provider=openai")).json()["data"]
+    assert (student["retired"], student["can_train"], student["prices"]["training_usd"]) == (True, False, None)
+    assert (teacher["retired"], teacher["can_train"]) == (False, True)
 
 
 async def test_models_are_paged_over_all_providers(api: Api):
@@ -140,6 +148,7 @@ async def test_a_model_that_the_provider_lacks_is_refused_with_near_ones(api: Ap
     problem = problem_of(await api.http.post("/v1/jobs", json=a_request(**change)))
 
     assert (problem["status"], problem["code"], problem["param"]) == (422, "model_unknown", param)
+    assert problem["detail"].endswith("?"), "a question, without a full stop"
     assert f"did you mean {TEACHER}" in problem["detail"]
 
 
@@ -304,6 +313,13 @@ async def test_a_key_that_is_held_to_providers_makes_none_that_is_not(fenced: Ap
     assert problem_of(await made(providers=["openai"]))["code"] == "provider_not_allowed"
     unknown = problem_of(await made(providers=["nowhere"]))
     assert (unknown["status"], unknown["errors"][0]["pointer"]) == (422, "/providers/0")
+
+
+@pytest.mark.parametrize("providers", [["lab"], ["openai", "lab"], []])
+async def test_a_key_that_could_ask_nobody_is_not_made(fenced: Api, providers: list[str]):
+    body = {"tenant": "acme", "scopes": ["jobs:write"], "providers": providers}
+    problem = problem_of(await fenced.http.post("/v1/api_keys", json=body))
+    assert (problem["status"], problem["errors"][0]["pointer"]) == (422, "/providers")
 
 
 async def test_a_job_is_not_run_again_with_a_provider_that_is_not_allowed(fenced: Api):

@@ -62,7 +62,12 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
         "unsupported_param",
         "/curation/grader/sampling_params/temperature",
     ),
-    "a judge asked in ways of its own": (
+    "a judge asked too warmly": (
+        {"curation": {"grader": {**JUDGE, "sampling_params": {"temperature": 3}}}},
+        "validation_failed",
+        "/curation/grader/sampling_params/temperature",
+    ),
+    "a judge asked with what no judge takes": (
         {"evaluation": {"graders": [{**JUDGE, "sampling_params": {"stop": "x"}}]}},
         "validation_failed",
         "/evaluation/graders/0/sampling_params",

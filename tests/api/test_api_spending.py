@@ -24,7 +24,10 @@ DOLLAR = 1_000_000_000
 async def limited() -> AsyncIterator[Api]:
     """An installation where a tenant may spend 10 dollars a day, and acme 2."""
     redis = FakeServer()
-    settings = some_settings(daily_spend_max_usd="10", tenants={"acme": TenantSettings(daily_spend_max_usd="2")})
+    settings = some_settings(
+        daily_spend_max_usd="10",
+        tenants={"acme": TenantSettings(daily_spend_max_usd="2"), "idle": TenantSettings(daily_spend_max_usd="0")},
+    )
     made = Api(settings, Store(redis, script_headers=False, day_limit=settings.day_limit_nano), redis)
     async with made.http:
         yield made
@@ -55,6 +58,13 @@ async def test_a_job_is_refused_when_the_tenant_has_spent_its_day(limited: Api):
     assert "2 dollars" in problem["detail"]
     assert 0 < int(refused.headers["retry-after"]) <= 86_400
     assert (await limited.http.post("/v1/jobs", json=a_request())).status_code == 202, "another tenant"
+
+
+async def test_a_limit_of_nothing_is_called_that(limited: Api):
+    idle = await as_tenant(limited, TenantId("idle"))
+    problem = problem_of(await limited.http.post("/v1/jobs", json=a_request(), headers=idle))
+    assert (problem["status"], problem["code"]) == (429, "daily_spend_exhausted")
+    assert "spend nothing" in problem["detail"]
 
 
 async def test_what_a_request_would_do_can_be_asked_at_the_limit(limited: Api):

@@ -65,7 +65,7 @@ def test_the_demo_ends_with_a_verdict_and_leaves_nothing_behind(prompts: Path, t
     assert re.search(r"student +0\.\d{3}", said)
     assert "than its base by" in said or "not clearly different" in said
     assert re.search(r"Dataset: \d+ lines, sha256 [0-9a-f]{64}", said)
-    assert re.search(r"export DISTILL_API_KEY=dk_[a-z2-7]{40}\n +curl -s .*/v1/jobs/job_", said)
+    assert not re.search(r"curl|dk_", said), "nothing answers there any more"
     assert list(temporary.iterdir()) == []
 
 

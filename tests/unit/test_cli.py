@@ -10,8 +10,8 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from cli import client, demo, keys, render, stack
-from cli.main import app
+from cli import client, demo, doctor, keys, render, stack
+from cli.main import _say_where, app
 
 PROBLEM = {
     "type": "/problems/validation_failed",
@@ -190,6 +190,25 @@ def test_children_are_told_where_secrets_are_and_never_what_they_are(tmp_path: P
     assert list(programs) == ["api", "worker-1", "worker-2", "sandbox"]
     assert not any(name.startswith("DISTILL_") for name in programs["sandbox"].env)
     assert programs["sandbox"].env["SANDBOX_TODAY"] == "2026-11-22"  # or the example's model retires in 2027
+
+
+@pytest.mark.parametrize("base_url", [None, "http://127.0.0.1:9/v1"])
+def test_a_table_of_the_sandbox_is_completed_and_its_name_said_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], base_url: str | None
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DISTILL_PROVIDERS__SANDBOX__TIMEOUT_SECONDS", "7")
+    if base_url is not None:
+        monkeypatch.setenv("DISTILL_PROVIDERS__SANDBOX__BASE_URL", base_url)
+    settings, complaint = doctor.read_settings(tmp_path, None, sandbox=True)
+    assert settings is not None, complaint
+    assert settings.providers["sandbox"].timeout_seconds == 7
+    address = stack.Address(1, "http://127.0.0.1:8600", "http://127.0.0.1:8601/v1", "unix:///x?db=0")
+    running, complaint = doctor.read_settings(tmp_path, address)
+    assert running is not None, complaint
+    assert str(running.providers["sandbox"].base_url).rstrip("/") == "http://127.0.0.1:8601/v1"
+    _say_where(address, tmp_path, list(settings.providers))
+    assert "  providers  sandbox\n" in capsys.readouterr().out
 
 
 def test_the_webhook_secret_is_printed_for_a_tenant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -127,6 +127,10 @@ def test_function_tools_are_weighed_with_the_effort() -> None:
     for effort, refused in ((None, True), ("low", True), ("none", False)):
         params = {} if effort is None else {"reasoning_effort": effort}
         assert bool(params_faults("gpt-6-sol", params, tools=True, pointer="")) is refused
+
+
+def test_a_parameter_with_one_value_is_told_that_value() -> None:
+    assert [fault.detail for fault in params_faults("gpt-4.1", {"n": 2}, tools=False, pointer="")] == ["must be 1"]
     assert params_faults("gpt-6-astra", {}, tools=True, pointer="")
     assert not params_faults("gpt-4.1", {}, tools=True, pointer="")
 
