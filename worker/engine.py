@@ -391,9 +391,13 @@ class Engine:
         _log.info("job_moved", status=status, stage=job.stage, code=error.code if error else None)
 
     async def _budget_notice(self, job: Job) -> tuple[dict[str, int], list[Delivery], list[Event]]:
-        """(fields, deliveries, events) that tell the owner, once, that most of the budget is used."""
+        """(fields, deliveries, events) that tell the owner, once, that most of the budget is used.
+
+        Calls in flight do not count: each reserves its upper bound, of which it spends a small part."""
         limit, share = job.money.limit_nano, job.money.told_share
-        if not limit or share >= _TOLD_AT_PERCENT or job.money.used_nano * 100 < limit * _TOLD_AT_PERCENT:
+        training = sum(tune.reserved_nano for tune in job.fine_tunes)
+        used = job.money.spent_nano + job.money.unconfirmed_nano + training
+        if not limit or share >= _TOLD_AT_PERCENT or used * 100 < limit * _TOLD_AT_PERCENT:
             return {}, [], []
         event = Event(
             id=new_event_id(),

@@ -427,6 +427,25 @@ async def test_the_owner_is_told_once_that_most_of_the_budget_is_used(store):
     assert [event.data["spent_usd"] for event in told] == ["850"]
 
 
+async def test_calls_in_flight_do_not_count_as_used_and_lost_ones_do(store):
+    trainer, job = ScriptedTrainer(), await in_training(store)
+    trainer.status = "running"
+    await store.jobs.change(
+        job, Change(set={"limit_nano": 10**12, "spent_nano": 10**9, "reserved_nano": 99 * 10**10, "told_share": 0})
+    )
+    engine = an_engine(store, Lab(trainer=trainer))
+
+    async def told():
+        events = await store.jobs.events(job.id, after=0, limit=100)
+        return [event.data["spent_usd"] for event in events if "threshold_percent" in event.data]
+
+    await rung(store, engine, job, times=3)
+    assert await told() == []
+    await store.jobs.change(await loaded(store, job.id), Change(set={"unconfirmed_nano": 8 * 10**11}))
+    await rung(store, engine, job, times=3)
+    assert await told() == ["1"]
+
+
 async def test_what_the_provider_tells_during_a_look_is_looked_at_at_once(store):
     trainer, job = ScriptedTrainer(), await in_training(store)
     trainer.status = "running"
