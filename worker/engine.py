@@ -152,10 +152,25 @@ class Engine:
         try:
             outcome = await self._decide(job, lease)
         except SpentOut as reached:
-            return Pause(PausedReason.DAILY_SPEND, needs_nano=reached.needs_nano)
+            outcome = Pause(PausedReason.DAILY_SPEND, needs_nano=reached.needs_nano)
+        if isinstance(outcome, Pause) and outcome.reason is PausedReason.DAILY_SPEND:
+            outcome = self._unless_never(job, outcome)
         if isinstance(outcome, Fail) and job.stage is Stage.TRAINING:
             return await self._leaving_no_training_behind(job, outcome)
         return outcome
+
+    def _unless_never(self, job: Job, pause: Pause) -> Pause | Fail:
+        """No other day brings what is more than the limit of a whole one."""
+        limit = self._tools.store.day_limit(job.tenant)
+        if limit is None or pause.needs_nano <= limit:
+            return pause
+        hint = "Ask" if job.stage is Stage.TRAINING else "Set max_completion_tokens, or ask"
+        error = JobFailed(
+            f"The next step may cost up to {usd(pause.needs_nano)} dollars, more than the {usd(limit)} dollars that "
+            f"your jobs may spend a day.  {hint} your operator for more; what is paid is kept.",
+            code="cost_above_limit",
+        )
+        return Fail(job_error(error, job.stage), pause.events)
 
     async def _decide(self, job: Job, lease: Lease) -> Outcome:
         async def save(
@@ -371,6 +386,8 @@ class Engine:
             if fields["paused_reason"] is PausedReason.DAILY_SPEND or job.stage is Stage.TRAINING:
                 due = min(due, self._settings.poll_max_seconds)
             message = f"The job is paused: {fields['paused_reason']}."
+            if needs := fields.get("needs_nano"):
+                message += f"  The next step may cost up to {usd(needs)} dollars."
         else:
             ends = {"finished_at_ms": now, "expires_at_ms": now + job.spec.retention_days * _DAY_MS}
             due = -1

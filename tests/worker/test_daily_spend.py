@@ -112,13 +112,27 @@ async def test_a_job_without_a_budget_pauses_at_the_limit_of_the_day_and_goes_on
     assert set(teacher.calls.values()) == {1}
 
 
+async def test_a_call_that_costs_more_than_a_whole_day_allows_fails_the_job_and_names_both(day, teacher):
+    day = day(1_000)
+    job = await accepted(day.store, a_whole_job(), prompts(20))
+    async with pumping(day.store, day.lab, prices=day.prices):
+        ended = await day.rung(job, lambda found: found.status in {S.FAILED, S.PAUSED})
+
+    assert (ended.status, ended.error.code) == (S.FAILED, "cost_above_limit")
+    assert "0.000001 dollars that your jobs may spend a day" in ended.error.message
+    assert "may cost up to 0.0000" in ended.error.message
+    assert teacher.asked == []
+
+
 async def test_a_job_that_waits_for_the_next_day_is_looked_at_again_soon(day, valkey_client):
-    day = day(1)
+    day = day(200_000)
     job = await accepted(day.store, a_whole_job(), prompts(20))
     async with pumping(day.store, day.lab, prices=day.prices):
         await day.rung(job, paused)
 
     due = await valkey_client.zscore(keys.DUE, f"job:{job.id}")
+    events = await day.store.jobs.events(job.id, after=0, limit=100)
+    assert any("daily_spend.  The next step may cost up to 0.0000" in event.message for event in events)
 
     assert due / 1000 - datetime.now(UTC).timestamp() < 1
 
@@ -140,9 +154,11 @@ async def test_a_paused_job_does_not_go_on_for_a_crumb(day, valkey_client):
 
 
 async def test_training_waits_for_the_next_day_and_is_submitted_once(day, valkey_client):
-    day = day(100)
+    day = day(10**6)
     spec = a_spec()
     job = await accepted(day.store, a_job(spec=spec), prompts(2))
+    today = day_number(datetime.now(UTC).date())
+    await valkey_client.hset(keys.day(job.tenant, today), "spent_nano", 10**6 - 100)
     manifest = Manifest(
         sha256="ab" * 32, holdout_sha256="cd" * 32, train=2, validation=0, holdout=0, rejected={}, train_bytes=400
     )
