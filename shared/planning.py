@@ -25,6 +25,7 @@ from shared.models import (
     PromptDefaults,
     PromptFile,
     StudentEndpoint,
+    usd,
 )
 from shared.ports import BATCH_WINDOW_SECONDS
 from shared.pricing import Estimate, Prices, prompt_size
@@ -35,6 +36,7 @@ from shared.store import Store
 
 _PER_PROMPT: Final = frozenset({"tools", "response_format"})  # said once for all, kept with each prompt
 _SPLIT_BY_HAND: Final = 2_000  # prompts of a file that are read before the rest is judged by its size
+_CALLS_AT_ONCE: Final = 8  # below, a budget that reserves each call's upper bound makes the job slow
 _SMALL_HOLDOUT: Final = 30  # examples; below, intervals are so wide that most verdicts are "inconclusive"
 
 
@@ -189,9 +191,19 @@ class Planner:
             raise invalid(faults)
         estimate = self._estimate(spec, asked) if spec.source != "stored_completions" else None
         faults = [*self._rules.budget_faults(spec.budget, spec, estimate)]
+        dearest = self._rules.call_ceiling_nano(spec, asked) or 0
+        limit = spec.budget.max_cost_nano
+        if not faults and limit is not None and limit < dearest:
+            detail = f"is less than one call may cost, {usd(dearest)}; set teacher.params.max_completion_tokens"
+            detail += " or raise it"
+            faults.append(Fault("/budget/max_cost_usd", "cost_above_limit", detail))
         if faults:
             raise invalid(faults)
-        return spec, estimate, [*self._warnings(spec, asked, estimate)]
+        warnings = [*self._warnings(spec, asked, estimate)]
+        if limit is not None and limit < min(_CALLS_AT_ONCE, asked.unanswered) * dearest:
+            message = f"One call may cost up to ${usd(dearest)}, so few run at once; set max_completion_tokens."
+            warnings.append(Advice(code="budget_tight", message=message))
+        return spec, estimate, warnings
 
     async def _filesplit_faults(self, file: PromptFile, spec: JobSpec, defaults: PromptDefaults) -> Sequence[Fault]:
         """As for inline prompts, read from the front until the rules are met: mostly within the first chunk.

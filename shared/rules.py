@@ -29,7 +29,7 @@ from shared.models import (
     Teacher,
     usd,
 )
-from shared.pricing import Estimate, Prices
+from shared.pricing import Estimate, Prices, batch_nano
 from shared.prompts import chars_of
 from shared.settings import ProviderSettings
 from shared.webhooks import check_url
@@ -261,6 +261,20 @@ class Rules:
         spent = money.spent_nano + money.reserved_nano + money.unconfirmed_nano if money is not None else 0
         if limit <= spent and money is not None:
             yield Fault(where, "cost_above_limit", f"must be more than what is spent already, {usd(spent)}")
+
+    def call_ceiling_nano(self, spec: JobSpec, asked: Asked) -> int | None:
+        """What one teacher call of a prompt of mean size reserves; None when none is made or it has no known price."""
+        if not (asked.unanswered and asked.total):
+            return None
+        params = spec.teacher.params
+        ceiling = self._prices.ceiling_nano(
+            self.price_list(spec.teacher.provider),
+            spec.teacher.model,
+            prompt_bytes=asked.bytes // asked.total,
+            max_completion_tokens=params.get("max_completion_tokens") or params.get("max_tokens"),
+            service_tier=params.get("service_tier"),
+        )
+        return batch_nano(ceiling) if ceiling is not None and spec.teacher.mode == "batch" else ceiling
 
     def _billed(self, spec: JobSpec) -> Iterator[tuple[str, str | None, str]]:
         """(pointer, price list, model) of every model that will be called."""

@@ -77,7 +77,7 @@ async def test_a_cancel_that_meets_a_moving_job_decides_again(api: Api, monkeypa
 
 
 async def test_a_job_is_paused_and_resumed_with_a_larger_budget(api: Api):
-    job = await begin(api, await api.create(budget={"max_cost_usd": "1"}, webhook=HOOK))
+    job = await begin(api, await api.create(budget={"max_cost_usd": "2"}, webhook=HOOK))
     paused = await api.http.post(f"/v1/jobs/{job.id}/pause")
     assert (paused.status_code, paused.json()["status"], paused.json()["paused_reason"]) == (200, "paused", "requested")
     assert (await api.http.post(f"/v1/jobs/{job.id}/pause")).json()["version"] == paused.json()["version"]
@@ -92,7 +92,7 @@ async def test_a_job_is_paused_and_resumed_with_a_larger_budget(api: Api):
 
 
 async def test_a_budget_that_is_spent_already_resumes_nothing(api: Api):
-    job = await begin(api, await api.create(budget={"max_cost_usd": "1"}))
+    job = await begin(api, await api.create(budget={"max_cost_usd": "2"}))
     paused = Change(status=JobStatus.PAUSED, set={"paused_reason": PausedReason.BUDGET, "spent_nano": 900_000_000})
     await api.store.jobs.change(job, paused)
     answer = await api.http.post(f"/v1/jobs/{job.id}/resume", json={"budget": {"max_cost_usd": "0.9"}})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -11,9 +12,9 @@ from shared.capabilities import EFFORTS, FAMILIES, PARAMS, family_of, params_fau
 from shared.errors import ValidationFailed
 from shared.ids import TenantId, new_job_id
 from shared.lifecycle import JobStatus
-from shared.models import NANO, Job, JobSpec, Prompt, Student, Teacher, WebhookTarget, usd
+from shared.models import NANO, Budget, Job, JobSpec, Prompt, Student, Teacher, WebhookTarget, usd
 from shared.notices import deliveries_for
-from shared.planning import Planner
+from shared.planning import Plan, Planner
 from shared.pricing import Prices
 from shared.rules import NAMED_FAULTS, Limits, parse_usd
 from shared.settings import ProviderSettings
@@ -192,3 +193,21 @@ def test_a_notice_is_thin_and_only_of_what_was_asked_for() -> None:
 
 def test_named_faults_are_part_of_the_contract() -> None:
     assert "validation_failed" not in NAMED_FAULTS
+
+
+def test_a_budget_below_what_one_call_may_cost_is_refused_and_one_near_it_is_warned_of(planner: Planner) -> None:
+    def spec(dollars: str, **params: int) -> JobSpec:
+        teacher = Teacher(provider="openai", model="gpt-4.1", params=dict(params))
+        return a_spec(teacher=teacher, budget=Budget(max_cost_nano=int(Decimal(dollars) * NANO)))
+
+    def codes(plan: Plan) -> set[str]:
+        return {advice.code for advice in plan.warnings}
+
+    # The 32,768 tokens that this model may answer with cost 0.27 dollars.
+    with pytest.raises(ValidationFailed) as refused:
+        planner.plan(spec("0.25"), some_prompts(50))
+    [fault] = refused.value.faults
+    assert (fault.pointer, fault.code) == ("/budget/max_cost_usd", "cost_above_limit")
+    assert "is less than one call may cost, 0.26" in fault.detail
+    assert "budget_tight" in codes(planner.plan(spec("1"), some_prompts(50)))
+    assert "budget_tight" not in codes(planner.plan(spec("0.25", max_completion_tokens=500), some_prompts(50)))
