@@ -152,7 +152,7 @@ class Engine:
         try:
             outcome = await self._decide(job, lease)
         except SpentOut as reached:
-            outcome = Pause(PausedReason.DAILY_SPEND, needs_nano=reached.needs_nano)
+            return Pause(PausedReason.DAILY_SPEND, needs_nano=reached.needs_nano)
         if isinstance(outcome, Pause) and outcome.reason is PausedReason.DAILY_SPEND:
             outcome = self._unless_never(job, outcome)
         if isinstance(outcome, Fail) and job.stage is Stage.TRAINING:
@@ -160,14 +160,15 @@ class Engine:
         return outcome
 
     def _unless_never(self, job: Job, pause: Pause) -> Pause | Fail:
-        """No other day brings what is more than the limit of a whole one."""
+        """No other day brings a call that is more than the limit of a whole one.
+
+        A training, which comes last, waits for an operator who allows more: all before it is paid."""
         limit = self._tools.store.day_limit(job.tenant)
         if limit is None or pause.needs_nano <= limit:
             return pause
-        hint = "Ask" if job.stage is Stage.TRAINING else "Set max_completion_tokens, or ask"
         error = JobFailed(
             f"The next step may cost up to {usd(pause.needs_nano)} dollars, more than the {usd(limit)} dollars that "
-            f"your jobs may spend a day.  {hint} your operator for more; what is paid is kept.",
+            "your jobs may spend a day.  Set max_completion_tokens, or ask your operator for more.",
             code="cost_above_limit",
         )
         return Fail(job_error(error, job.stage), pause.events)
