@@ -185,6 +185,16 @@ class Scribe:
 
     def smoke_failure(self, *, settled: int, accepted: int) -> JobError:
         reasons = ", ".join(f"{code}: {count}" for code, count in sorted(self._reasons.items())) or "see completions"
+        if self._plan.role == "judge":
+            return JobError(
+                code="smoke_test_failed",
+                message=f"Only {accepted} of the judge's first {settled} replies can be used ({reasons}).  Nothing more"
+                " was asked of it.  Look at them with GET /v1/jobs/{id}/completions?role=judge, give the grader room in"
+                " `sampling_params.max_completion_tokens` or another model, and send it again: a source of type job"
+                " reuses what is paid.",
+                param="curation.grader",
+                stage=self._job.stage,
+            )
         return JobError(
             code="smoke_test_failed",
             message=f"Only {accepted} of the first {settled} completions can be used ({reasons}).  Nothing more was "

@@ -47,7 +47,8 @@ class Sampler(ScriptedTeacher):
         if "answer" in material:
             self.rated.append(material["answer"])
             rating = self.rate(int(material["answer"].rpartition(" ")[2]))
-            self.script = [json.dumps({"score": rating}) if rating is not None else "I cannot say."]
+            said = {None: "I cannot say.", "": ""}
+            self.script = [said[rating] if rating in said else json.dumps({"score": rating})]
         else:
             sample = request.body.get("seed", SEED) - SEED
             if request.body["model"] == "gpt-4.1":
@@ -156,6 +157,21 @@ async def test_a_prompt_that_brought_its_answer_is_not_asked_at_all(store):
     assert len(lab.the_teacher.rated) == 65
     for decisions in (await everything(store, ended))[:5]:
         assert [decision and decision.status for decision in decisions] == ["accepted", None, None]
+
+
+async def test_a_judge_that_says_nothing_is_asked_no_further_than_its_trial(store):
+    lab = Lab(Sampler())
+    lab.the_teacher.rate = lambda n: ""
+    job = await accepted(store, a_sampled_job(curation={"grader": JUDGE, "min_score": 0.5}), prompts(40))
+
+    async with pumping(store, lab, smoke_completions=8):
+        ended = await rung(store, an_engine(store, lab, smoke_completions=8), job, times=500)
+
+    assert (ended.status, ended.stage, ended.error.code) == (S.FAILED, "curating", "smoke_test_failed")
+    assert ended.error.param == "curation.grader"
+    assert "judge's first 8 replies" in ended.error.message
+    assert "empty: 8" in ended.error.message
+    assert len(lab.the_teacher.rated) == 8, "of 120 answers"
 
 
 async def test_a_threshold_above_what_the_judge_gives_ends_the_job_and_says_so(store):

@@ -182,11 +182,12 @@ class _Walk:
 
 
 async def _rate(job: Job, plan: PassPlan, tools: Tools) -> Outcome | None:
-    """None once the judge has been asked about every usable answer."""
+    """None once the judge has been asked about every usable answer.  Like a teacher it is tried on a few first."""
     asked = await questions_written(job, plan, tools)
     if asked is None:
         asked = await write_questions(job, plan, _questions(job, tools), tools)
-    return await run_pass(job, plan, tools, prompts=asked, smoke=0)
+    smoke = tools.settings.smoke_completions
+    return await run_pass(job, plan, tools, prompts=asked, smoke=smoke if asked > smoke else 0)
 
 
 async def _questions(job: Job, tools: Tools) -> AsyncIterator[Prompt]:
