@@ -257,10 +257,11 @@ PROBLEMS: Final[Mapping[str, Problem]] = {
     ),
     "cost_above_limit": Problem(
         422,
-        "The budget is too small",
-        "The least the job will cost is more than `budget.max_cost_usd`.  In `job.error`: the budget was reached and"
-        " `budget.on_limit` is `fail`.",
-        "Raise the budget, or send fewer prompts.",
+        "The budget or the limit of the day is too small",
+        "The least the job will cost, or one of its calls, is more than `budget.max_cost_usd`, or one call is more than"
+        " your jobs may spend a day.  In `job.error`: the budget was reached and `budget.on_limit` is `fail`, or the"
+        " next call is more than a whole day allows.",
+        "Raise the budget, set `max_completion_tokens`, or send fewer prompts; ask your operator for more a day.",
     ),
     "url_not_allowed": Problem(
         422,

@@ -29,7 +29,7 @@ from shared.models import (
 )
 from shared.ports import BATCH_WINDOW_SECONDS
 from shared.pricing import Estimate, Prices, prompt_size
-from shared.prompts import bytes_with, defaults_of, joined, with_defaults
+from shared.prompts import bytes_with, defaults_of, joined, longest_chars, with_defaults
 from shared.rules import PLACES, Asked, Limits, Rules, invalid, split_faults, splits_of
 from shared.settings import ProviderSettings
 from shared.store import Store
@@ -43,13 +43,15 @@ _SMALL_HOLDOUT: Final = 30  # examples; below, intervals are so wide that most v
 class Plan(msgspec.Struct, frozen=True):
     """A request that passed every rule, as it will be carried out.
 
-    prompts: with what the job says for all of them; none when they are a file's, and then that lies in `defaults`."""
+    prompts: with what the job says for all of them; none when they are a file's, and then that lies in `defaults`.
+    ceilings: see `Rules.ceilings`."""
 
     spec: JobSpec
     prompts: list[Prompt]
     prompts_total: int
     estimate: Estimate | None
     warnings: list[Advice]
+    ceilings: dict[str, int]
     file: PromptFile | None = None
     defaults: PromptDefaults | None = None
 
@@ -72,21 +74,24 @@ class Planner:
         earlier: the job whose prompts these are, as it asked them."""
         defaults = defaults_of(spec)
         complete = [with_defaults(prompt, defaults) for prompt in prompts]
-        unanswered = spec.teacher.samples * sum(prompt.completion is None for prompt in complete)
+        sizes = [*map(prompt_size, complete)]
+        open_sizes = [size for size, prompt in zip(sizes, complete, strict=True) if prompt.completion is None]
+        unanswered = every = spec.teacher.samples * len(open_sizes)
         if earlier is not None and complete == list(prompts):
             unanswered = min(unanswered, _unpaid(spec, earlier, len(complete)))
-        total_bytes = sum(map(prompt_size, complete))
+        total_bytes = sum(sizes)
         asked = Asked(
             total=len(complete),
             unanswered=unanswered,
             bytes=total_bytes,
+            longest_bytes=max(open_sizes, default=0) if unanswered == every else 0,
             tools=any(prompt.tools for prompt in complete),
             unreferenced=sum(prompt.reference is None for prompt in complete),
             pairable=sum(map(may_give_a_pair, complete)),
             faults=[*self._rules.prompt_faults(spec, complete, total_bytes)],
         )
-        spec, estimate, warnings = self._planned(spec, asked)
-        return Plan(spec, complete, asked.total, estimate, warnings)
+        spec, estimate, warnings, ceilings = self._planned(spec, asked)
+        return Plan(spec, complete, asked.total, estimate, warnings, ceilings)
 
     async def from_file(self, tenant: TenantId, spec: JobSpec) -> Plan:
         """`plan` for prompts that were uploaded; reads no more of them than it takes to know that enough fall into
@@ -128,8 +133,8 @@ class Planner:
 
     def _plan_from_stored(self, spec: JobSpec, defaults: PromptDefaults) -> Plan:
         asked = Asked(total=0, unanswered=0, bytes=0, tools=False, faults=[*self._rules.stored_faults(spec)])
-        spec, _, warnings = self._planned(spec, asked)
-        return Plan(spec, [], 0, None, warnings, defaults=defaults)
+        spec, _, warnings, ceilings = self._planned(spec, asked)
+        return Plan(spec, [], 0, None, warnings, ceilings, defaults=defaults)
 
     async def again(self, old: Job, spec: JobSpec) -> Plan:
         """`plan` for the prompts of an ended job of the same owner.  spec: the old job's, perhaps with another budget.
@@ -172,6 +177,8 @@ class Planner:
             total=counts.prompts,
             unanswered=unanswered,
             bytes=bytes_with(counts, defaults),
+            # No text has more characters than its JSON has bytes.  Which prompts brought their answers is not counted.
+            longest_bytes=longest_chars(counts, defaults) if unanswered == counts.prompts * spec.teacher.samples else 0,
             tools=bool(defaults.tools) or counts.toolless < counts.prompts,
             unreferenced=counts.unreferenced,
             pairable=counts.asked,
@@ -180,18 +187,19 @@ class Planner:
                 *await self._filesplit_faults(file, spec, defaults),
             ],
         )
-        spec, estimate, warnings = await asyncio.to_thread(self._planned, spec, asked)
-        return Plan(spec, [], asked.total, estimate, warnings, file, defaults)
+        spec, estimate, warnings, ceilings = await asyncio.to_thread(self._planned, spec, asked)
+        return Plan(spec, [], asked.total, estimate, warnings, ceilings, file, defaults)
 
-    def _planned(self, spec: JobSpec, asked: Asked) -> tuple[JobSpec, Estimate | None, list[Advice]]:
-        """(spec as it is kept, estimate, warnings)."""
+    def _planned(self, spec: JobSpec, asked: Asked) -> tuple[JobSpec, Estimate | None, list[Advice], dict[str, int]]:
+        """(spec as it is kept, estimate, warnings, ceilings)."""
         faults = [*self._rules.faults(spec, asked)]
         spec = replace(spec, teacher=replace(spec.teacher, params=_kept_params(spec)))
         if faults:
             raise invalid(faults)
         estimate = self._estimate(spec, asked) if spec.source != "stored_completions" else None
         faults = [*self._rules.budget_faults(spec.budget, spec, estimate)]
-        dearest = self._rules.call_ceiling_nano(spec, asked) or 0
+        ceilings = self._rules.ceilings(spec, asked)
+        dearest = ceilings.get("/teacher/model", 0)
         limit = spec.budget.max_cost_nano
         if not faults and limit is not None and limit < dearest:
             detail = f"is less than one call may cost, {usd(dearest)}; set teacher.params.max_completion_tokens"
@@ -203,7 +211,7 @@ class Planner:
         if limit is not None and limit < min(_CALLS_AT_ONCE, asked.unanswered) * dearest:
             message = f"One call may cost up to ${usd(dearest)}, so few run at once; set max_completion_tokens."
             warnings.append(Advice(code="budget_tight", message=message))
-        return spec, estimate, warnings
+        return spec, estimate, warnings, ceilings
 
     async def _filesplit_faults(self, file: PromptFile, spec: JobSpec, defaults: PromptDefaults) -> Sequence[Fault]:
         """As for inline prompts, read from the front until the rules are met: mostly within the first chunk.

@@ -17,7 +17,7 @@ from msgspec.structs import replace
 
 from shared.errors import Fault, Forbidden
 from shared.ids import TenantId
-from shared.models import Advice, Catalogue, JobSpec
+from shared.models import Advice, Catalogue, JobSpec, usd
 from shared.planning import Plan
 from shared.pricing import Prices
 from shared.retirement import parsed, retirement, retires_soon, training_closes
@@ -28,6 +28,7 @@ from shared.store import Store
 _FRESH_SECONDS: Final = 3_600.0  # workers read it four times an hour
 _REMEMBERED_SECONDS: Final = 10.0
 _NEAR: Final = 3
+_DAY_SECONDS: Final = 86_400
 
 
 @dataclass(frozen=True)
@@ -156,6 +157,10 @@ class Preflight:
         for i, student in enumerate(plan.spec.students):
             self._training(f"/students/{i}/provider", student.provider, faults, advice)
         faults += self.unpriced_faults(tenant, named_models(plan.spec))
+        # A limit of nothing is told of, by another code, when the job is accepted.
+        if limit := self._store.day_limit(tenant):
+            faults += _above_a_day(plan, limit)
+            advice += _days_of(plan, limit)
         if faults:
             raise invalid(faults)
         return replace(plan, warnings=[*plan.warnings, *dict.fromkeys(advice)])
@@ -238,3 +243,37 @@ class Preflight:
             for each in named
             if not self._prices.is_priced(self._providers[each.provider].prices, each.model)
         ]
+
+
+def _above_a_day(plan: Plan, limit: int) -> Iterator[Fault]:
+    """limit: what the tenant may spend a day, in nano-dollars.  No other day would bring such a call."""
+    for pointer, ceiling in plan.ceilings.items():
+        if ceiling > limit:
+            params = "sampling_params" if "grader" in pointer else "teacher.params"
+            yield Fault(
+                pointer,
+                "cost_above_limit",
+                f"may cost up to {usd(ceiling)} dollars a call, more than the {usd(limit)} dollars that your jobs may"
+                f" spend a day; set max_completion_tokens in {params}, or ask your operator for more",
+            )
+
+
+def _days_of(plan: Plan, limit: int) -> Iterator[Advice]:
+    """limit: as above."""
+    if plan.estimate is None or plan.estimate.high_nano <= limit:
+        return
+    low, high = plan.estimate.low_nano, plan.estimate.high_nano
+    least, most = max(1, -(-low // limit)), -(-high // limit)
+    days = f"{most}" if least == most else f"{least} to {most}"
+    message = (
+        f"The job may cost {usd(low)} to {usd(high)} dollars and your jobs may spend {usd(limit)} a day: it takes"
+        f" about {days} days (UTC), and is paused with daily_spend in between."
+    )
+    if (least - 1) * _DAY_SECONDS >= plan.spec.deadline_seconds:
+        message += "  Its deadline comes before that."
+    if plan.estimate.training_nano > limit:
+        message += (
+            f"  A training of {usd(plan.estimate.training_nano)} dollars or more is above a whole day's limit and waits"
+            " for your operator."
+        )
+    yield Advice(code="daily_spend_short", message=message)

@@ -92,11 +92,14 @@ _Bands = tuple[_Band, ...]
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a whole job may cost.  unpriced: pointers of the models whose calls or training have no known price."""
+    """What a whole job may cost.  unpriced: pointers of the models whose calls or training have no known price.
+
+    training_nano: what the dearest of its trainings costs at least."""
 
     low_nano: int
     high_nano: int
     unpriced: tuple[str, ...] = ()
+    training_nano: int = 0
 
 
 class Prices:
@@ -189,13 +192,15 @@ class Prices:
 
         price_lists: by provider name.  asked: answers that the teacher still has to give."""
         size = Size(prompts, asked, prompt_bytes)
-        totals, unpriced = [0, 0], []
+        totals, unpriced, trainings = [0, 0], [], [0]
         for place, end in enumerate((LEAST, MOST)):
             for training in expected_trainings(spec, size, end):
                 cost = self.training_nano(price_lists.get(training.provider), training.model, training.tokens)
                 totals[place] += cost or 0
                 if cost is None:
                     unpriced.append(training.pointer)
+                elif end is LEAST:
+                    trainings.append(cost)
             for calls in expected_calls(spec, size, end):
                 each = self.cost_nano(price_lists.get(calls.provider), calls.model, calls.usage)
                 if calls.pointer == "/teacher/model" and spec.teacher.mode == "batch" and each is not None:
@@ -203,7 +208,7 @@ class Prices:
                 totals[place] += int((each or 0) * calls.count)
                 if each is None and calls.count:
                     unpriced.append(calls.pointer)
-        return Estimate(totals[0], totals[1], tuple(dict.fromkeys(unpriced)))
+        return Estimate(totals[0], totals[1], tuple(dict.fromkeys(unpriced)), max(trainings))
 
     def _rates(self, price_list: str | None, model: str, tier: str | None, *, at: float | None = None) -> _Bands | None:
         """Bands in order of `over`.  at: unix seconds, else now."""

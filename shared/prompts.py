@@ -213,6 +213,12 @@ def bytes_with(counts: PromptCounts, defaults: PromptDefaults) -> int:
     return size
 
 
+def longest_chars(counts: PromptCounts, defaults: PromptDefaults) -> int:
+    """Of the messages of one prompt together, as it will be asked."""
+    added = len(defaults.system_prompt or "") if counts.bare else 0
+    return max(counts.longest_chars, counts.longest_bare_chars + added)
+
+
 # --- a file of prompts -----------------------------------------------------------------------------------------------
 
 _BOM: Final = b"\xef\xbb\xbf"

@@ -15,10 +15,12 @@ from shared.capabilities import hyperparameter_faults, params_faults
 from shared.curation import check_response_schema, split_of
 from shared.errors import Fault, ValidationFailed, sentence
 from shared.graders import ScoreModel, parse_grader, parse_graders
+from shared.judge import judge_params
 from shared.models import (
     NANO,
     Budget,
     JobSpec,
+    JsonObject,
     Money,
     Prompt,
     PromptCounts,
@@ -68,12 +70,14 @@ class Asked:
 
     unanswered: answers that the teacher still has to give.  bytes: of the parts of their requests that cost tokens.
     unreferenced: those without a reference.  pairable: those that may give a pair for dpo, or more; None when that is
-    not known.  faults: what is wrong with the prompts themselves."""
+    not known.  longest_bytes: at least those of the longest one that is still to be answered, as far as they are known.
+    faults: what is wrong with the prompts themselves."""
 
     total: int
     unanswered: int
     bytes: int
     tools: bool
+    longest_bytes: int = 0
     unreferenced: int = 0
     pairable: int | None = None
     faults: Sequence[Fault] = ()
@@ -262,19 +266,25 @@ class Rules:
         if limit <= spent and money is not None:
             yield Fault(where, "cost_above_limit", f"must be more than what is spent already, {usd(spent)}")
 
-    def call_ceiling_nano(self, spec: JobSpec, asked: Asked) -> int | None:
-        """What one teacher call of a prompt of mean size reserves; None when none is made or it has no known price."""
-        if not (asked.unanswered and asked.total):
-            return None
-        params = spec.teacher.params
-        ceiling = self._prices.ceiling_nano(
-            self.price_list(spec.teacher.provider),
-            spec.teacher.model,
-            prompt_bytes=asked.bytes // asked.total,
-            max_completion_tokens=params.get("max_completion_tokens") or params.get("max_tokens"),
-            service_tier=params.get("service_tier"),
-        )
-        return batch_nano(ceiling) if ceiling is not None and spec.teacher.mode == "batch" else ceiling
+    def ceilings(self, spec: JobSpec, asked: Asked) -> dict[str, int]:
+        """What one call of each model reserves, in nano-dollars, by where the request names it.
+
+        The teacher's is of the longest prompt, the others' of a mean one.  Those that are not called, and those without
+        a known price, are left out."""
+        found: dict[str, int] = {}
+        for call in _dearest_calls(spec, asked):
+            ceiling = self._prices.ceiling_nano(
+                self.price_list(call.provider),
+                call.model,
+                prompt_bytes=call.prompt_bytes,
+                max_completion_tokens=call.params.get("max_completion_tokens") or call.params.get("max_tokens"),
+                service_tier=call.params.get("service_tier"),
+            )
+            if ceiling is not None and call.batched:
+                ceiling = batch_nano(ceiling)
+            if ceiling is not None:
+                found[call.pointer] = max(ceiling, found.get(call.pointer, 0))
+        return found
 
     def _billed(self, spec: JobSpec) -> Iterator[tuple[str, str | None, str]]:
         """(pointer, price list, model) of every model that will be called."""
@@ -287,6 +297,33 @@ class Rules:
     def price_list(self, provider: str) -> str | None:
         found = self._providers.get(provider)
         return None if found is None else found.prices
+
+
+@dataclass(frozen=True)
+class _Call:
+    """params: what of the request bounds its price."""
+
+    pointer: str
+    provider: str
+    model: str
+    prompt_bytes: int
+    params: JsonObject
+    batched: bool = False
+
+
+def _dearest_calls(spec: JobSpec, asked: Asked) -> Iterator[_Call]:
+    teacher, mean = spec.teacher, asked.bytes // max(1, asked.total)
+    if asked.unanswered:
+        longest, batched = max(mean, asked.longest_bytes), teacher.mode == "batch"
+        yield _Call("/teacher/model", teacher.provider, teacher.model, longest, teacher.params, batched)
+    if spec.split.holdout:
+        params = teacher.params | {"service_tier": None}
+        for i, student in enumerate(spec.students):
+            for model in (student.model, f"ft:{student.model}"):
+                yield _Call(f"/students/{i}/model", student.provider, model, mean, params)
+    for pointer, judge in judges_of(spec):
+        if spec.split.holdout or pointer == "/curation/grader":
+            yield _Call(f"{pointer}/model", judge.provider, judge.model, mean, judge_params(judge))
 
 
 def _sample_faults(spec: JobSpec) -> Iterator[Fault]:

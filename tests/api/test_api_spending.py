@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import math
+import re
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from typing import Any
@@ -16,17 +19,29 @@ from shared.store import Store, keys
 from shared.store.spending import day_number
 
 pytestmark = pytest.mark.anyio
-ACME, RIVAL = TenantId("acme"), TenantId("rival")
+ACME, RIVAL, POOR = TenantId("acme"), TenantId("rival"), TenantId("poor")
 DOLLAR = 1_000_000_000
+
+TEACHER = {"provider": "openai", "model": "gpt-4.1"}
+CAPPED = TEACHER | {"params": {"max_completion_tokens": 100}}
+MEASURED = TEACHER | {"params": {"max_completion_tokens": 20_000}}  # a call costs 16 cents, one of a student 24
+STUDENT = {"provider": "openai", "model": "gpt-4.1-nano"}
+JUDGE = {"type": "score_model", "name": "judge", "provider": "openai", "model": "gpt-4.1"}
+TALKATIVE_JUDGE = JUDGE | {"sampling_params": {"max_completion_tokens": 30_000}}
+TICKETS = [f"Ticket {n}: my invoice is wrong." for n in range(20)]
+LONG = "my invoice is wrong. " * 8_000
 
 
 @pytest.fixture
 async def limited() -> AsyncIterator[Api]:
-    """An installation where a tenant may spend 10 dollars a day, and acme 2."""
+    """An installation where a tenant may spend 10 dollars a day, acme 2 and poor 20 cents."""
     redis = FakeServer()
     settings = some_settings(
         daily_spend_max_usd="10",
-        tenants={"acme": TenantSettings(daily_spend_max_usd="2"), "idle": TenantSettings(daily_spend_max_usd="0")},
+        tenants={
+            name: TenantSettings(daily_spend_max_usd=most)
+            for name, most in (("acme", "2"), ("idle", "0"), ("poor", "0.2"))
+        },
     )
     made = Api(settings, Store(redis, script_headers=False, day_limit=settings.day_limit_nano), redis)
     async with made.http:
@@ -156,6 +171,59 @@ async def test_each_tenant_has_its_own_number_of_jobs_and_requests():
         assert codes == ["too_many_active_jobs", "too_many_active_jobs", "rate_limited"]
         for _ in range(4):
             assert (await api.http.post("/v1/jobs", json=a_request(), headers=rival)).status_code == 202
+
+
+@pytest.mark.parametrize(
+    ("changes", "param"),
+    [
+        ({"teacher": TEACHER}, "teacher.model"),
+        ({"source": {"type": "inline", "prompts": [LONG, *TICKETS]}}, "teacher.model"),
+        ({"students": [STUDENT | {"model": "gpt-4.1"}], "teacher": MEASURED}, "students.0.model"),
+        ({"evaluation": {"graders": [TALKATIVE_JUDGE]}}, "evaluation.graders.0.model"),
+        ({"curation": {"min_accepted": 5, "grader": TALKATIVE_JUDGE}}, "curation.grader.model"),
+    ],
+)
+async def test_a_job_of_which_one_call_is_dearer_than_a_day_is_refused_and_told_both_sums(
+    limited: Api, changes: dict[str, Any], param: str
+):
+    poor = await as_tenant(limited, POOR)
+    request = a_request(teacher=CAPPED, students=[STUDENT]) | changes
+
+    for path in ("/v1/jobs", "/v1/jobs?validate_only=true"):
+        refused = problem_of(await limited.http.post(path, json=request, headers=poor))
+        assert (refused["status"], refused["code"], refused["param"]) == (422, "cost_above_limit", param)
+        assert "dollars a call, more than the 0.2 dollars that your jobs may spend a day" in refused["detail"]
+    assert (await limited.http.post("/v1/jobs", json=request)).status_code == 202, "another tenant"
+
+
+async def test_of_a_file_the_longest_prompt_must_fit_into_a_day(limited: Api):
+    poor = await as_tenant(limited, POOR)
+    for longest, status in ((TICKETS[0], 202), (LONG, 422)):
+        prompts = [{"messages": [{"role": "user", "content": text}]} for text in [*TICKETS, longest]]
+        lines = "".join(json.dumps(prompt) + "\n" for prompt in prompts)
+        headers = poor | {"Content-Type": "application/jsonl"}
+        file = (await limited.http.post("/v1/files", content=lines, headers=headers)).json()
+        request = a_request(teacher=CAPPED, students=[STUDENT], source={"type": "file", "file_id": file["id"]})
+        assert (await limited.http.post("/v1/jobs", json=request, headers=poor)).status_code == status
+
+
+async def test_a_job_that_takes_days_is_accepted_and_says_how_many(limited: Api):
+    poor = await as_tenant(limited, POOR)
+
+    async def warned(**changes: Any) -> str | None:
+        request = a_request(teacher=CAPPED, students=[STUDENT]) | changes
+        answer = await limited.http.post("/v1/jobs", json=request, headers=poor)
+        assert answer.status_code == 202, answer.text
+        return next((w["message"] for w in answer.json()["warnings"] if w["code"] == "daily_spend_short"), None)
+
+    assert await warned() is None
+    many = {"type": "inline", "prompts": [f"{n} {LONG[:4_000]}" for n in range(300)]}
+    message = await warned(source=many, deadline_seconds=86_400)
+    low, high = re.search(r"cost ([\d.]+) to ([\d.]+) dollars and your jobs may spend 0.2 a day", message).groups()
+    assert f"about {math.ceil(float(low) / 0.2)} to {math.ceil(float(high) / 0.2)} days" in message
+    assert "Its deadline comes before" in message
+    assert "waits for your operator" in message
+    assert "deadline" not in await warned(source=many, deadline_seconds=2_000_000)
 
 
 async def test_a_model_without_a_price_is_refused_where_the_day_has_a_limit(limited: Api):
