@@ -186,7 +186,7 @@ PROBLEMS: Final[Mapping[str, Problem]] = {
     "student_not_awaiting": Problem(
         409,
         "The student is not awaiting its deployment",
-        "Where a student answers is told once, while its `status` is `awaiting_deployment`.",
+        "Where a student answers is told from `awaiting_deployment` until it has given its first answer.",
         "Look at the student's `status` and `endpoint`.",
     ),
     # --- 422

@@ -18,6 +18,7 @@ from shared.ids import JobId, TenantId, is_id, new_event_id, new_job_id
 from shared.lifecycle import TERMINAL, JobStatus, PausedReason
 from shared.models import Budget, Counters, Event, FineTune, Job, Money, StudentEndpoint, usd
 from shared.notices import Notices
+from shared.plan import evaluation_plans
 from shared.planning import Plan, Planner, checked_job, unknown_file, unknown_job
 from shared.preflight import Named, Preflight, require_allowed
 from shared.queue import ADVANCE_JOB, CLEAN_UP_JOB, PURGE_JOB
@@ -26,6 +27,7 @@ from shared.store import Store
 from shared.store.content import chunked
 from shared.store.idempotency import Once
 from shared.store.jobs import Change, Refused
+from shared.store.passes import PassId
 from shared.store.purging import Receipt
 
 S = JobStatus
@@ -246,22 +248,22 @@ class Jobs:
     async def tell_endpoint(
         self, tenant: TenantId, job_id: str, number: int, *, provider: str | None, model: str, base_model: str | None
     ) -> Job:
-        """Say where a student answers that its owner has deployed.  Idempotent; another place is told too late.
+        """Say where a student answers that its owner has deployed.  Idempotent.
 
+        Another place can be told until the model has given its first answer, and again when there is no such model.
         provider: None for the student's own.  Raises NotFound, ValidationFailed, Conflict `student_not_awaiting`."""
 
         def endpoint_of(job: Job) -> StudentEndpoint:
             if not 0 <= number < len(job.fine_tunes):
                 raise NotFound("The job has no such student.")
             name = provider if provider is not None else job.spec.students[number].provider
-            return StudentEndpoint(provider=name, model=model, base_model=base_model)
+            return StudentEndpoint(provider=name, model=model, base_model=base_model, told_at_ms=self._now_ms())
 
         async def decide(job: Job) -> Change | None:
-            endpoint, tune = endpoint_of(job), job.fine_tunes[number]
-            told = tune.endpoint or job.endpoints.get(number)
-            if told == endpoint:
+            endpoint = endpoint_of(job)
+            if endpoint.is_same_place(job.endpoint(number)):
                 return None
-            if tune.step != "awaiting" or told is not None or job.status not in {S.RUNNING, S.PAUSED}:
+            if job.status not in {S.RUNNING, S.PAUSED} or not await self._awaits_its_place(job, number):
                 raise Conflict("The student does not await its deployment (any more).", code="student_not_awaiting")
             named = [Named("/model", endpoint.provider, model)]
             named += [Named("/base_model", endpoint.provider, base_model)] if base_model is not None else []
@@ -281,10 +283,20 @@ class Jobs:
             return Change(set={f"endpoint_{number}": endpoint}, events=[event], due_in_seconds=due)
 
         job = await self._change(tenant, job_id, decide)
-        told = job.fine_tunes[number].endpoint or job.endpoints.get(number)
-        if told != endpoint_of(job):  # somebody else said otherwise at the same moment
+        if not endpoint_of(job).is_same_place(job.endpoint(number)):  # somebody else said otherwise at the same moment
             raise Conflict("The student is deployed elsewhere.", code="student_not_awaiting")
         return job
+
+    async def _awaits_its_place(self, job: Job, number: int) -> bool:
+        """Whether a student has yet to give its first answer where its owner deploys it."""
+        tune = job.fine_tunes[number]
+        if tune.step == "awaiting":
+            return True
+        if tune.endpoint is None:
+            return False
+        [plan] = [plan for plan in evaluation_plans(job) if plan.student == number and plan.role == "student"]
+        state = await self._store.passes.state(PassId(job.id, plan.name))
+        return state is None or not (state.complete or state.accepted or state.rejected)
 
     async def delete(self, tenant: TenantId, job_id: str, *, delete_models: bool = False) -> Receipt:
         """Delete an ended job with everything it is made of, here and at its providers; workers do it.  Idempotent.

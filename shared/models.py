@@ -218,11 +218,16 @@ class Advice(Record, frozen=True, kw_only=True):
 
 class StudentEndpoint(Record, frozen=True, kw_only=True):
     """Where a student answers that its owner has deployed.  base_model: what answers there as the untrained student;
-    None for the student's own provider and model."""
+    None for the student's own provider and model.  told_at_ms: by which the same place, told again after nobody
+    answered there, is another."""
 
     provider: str
     model: str
     base_model: str | None = None
+    told_at_ms: int = 0
+
+    def is_same_place(self, other: StudentEndpoint | None) -> bool:
+        return other is not None and msgspec.structs.replace(other, told_at_ms=self.told_at_ms) == self
 
 
 class MetricPoint(Record, frozen=True, kw_only=True):
@@ -252,7 +257,8 @@ class FineTune(Record, frozen=True, kw_only=True):
     """One student on its way.  `step` is written before each provider call, so a crash is always found half-way.
 
     step: new → uploading → uploaded → intent → submitted → ended, by way of awaiting where the owner deploys the model.
-    endpoint: where the student answers when it is not `fine_tuned_model` at the student's provider.
+    endpoint: where the student answers when it is not `fine_tuned_model` at the student's provider; while the student
+    is awaiting, where it was found not to answer.  replaced: how many endpoints there were before this one.
     status, fine_tuned_model, …: the provider's words, as last seen.  intent_at_ms: when submission was first meant.
     hold: what became of the owner's pause at the provider: it is paused there, it trains on, or it has been asked to go
     on and does not.  last_event_id, last_event_at (unix s): of the newest of its events that is read.
@@ -280,6 +286,7 @@ class FineTune(Record, frozen=True, kw_only=True):
     reserved_nano: int = 0
     cost_nano: int | None = None
     endpoint: StudentEndpoint | None = None
+    replaced: int = 0
     error: JobError | None = None
 
 
@@ -458,6 +465,16 @@ class Job(Record, frozen=True, kw_only=True):
     prompt_defaults: PromptDefaults | None = None
     imported: Import | None = None
     endpoints: dict[int, StudentEndpoint] = {}
+
+    def untaken_endpoint(self, number: int) -> StudentEndpoint | None:
+        """What the owner has told of a student and no worker has taken up yet."""
+        told = self.endpoints.get(number)
+        return None if told == self.fine_tunes[number].endpoint else told
+
+    def endpoint(self, number: int) -> StudentEndpoint | None:
+        """Where a student answers, as told last; None while its owner has yet to tell, or to tell another place."""
+        tune = self.fine_tunes[number]
+        return self.untaken_endpoint(number) or (None if tune.step == "awaiting" else tune.endpoint)
 
 
 class Event(Record, frozen=True, kw_only=True):

@@ -92,13 +92,26 @@ def rating_plan(job: Job) -> PassPlan | None:
     )
 
 
+def evaluation_rounds(job: Job) -> int:
+    """1, and one more for every place that an owner has told instead of another.
+
+    Each has its own passes, so that late answers of a replaced model are nobody's; those that are asked for again come
+    from the ledger."""
+    return 1 + sum(tune.replaced for tune in job.fine_tunes)
+
+
+def _in_round(name: str, number: int) -> str:
+    return name if number == 1 else f"{name}-round-{number}"
+
+
 def evaluation_plans(job: Job) -> list[PassPlan]:
     """Base and distilled student of every student that is trained, on the holdout."""
+    latest = evaluation_rounds(job)
     params = {name: value for name, value in job.spec.teacher.params.items() if name not in _TEACHER_ONLY}
     plans = []
     for i, (student, tune) in enumerate(zip(job.spec.students, job.fine_tunes, strict=False)):
         base = PassPlan(
-            f"base-{i}",
+            _in_round(f"base-{i}", latest),
             1 + 2 * i,
             "base",
             student.provider,
@@ -119,12 +132,12 @@ def evaluation_plans(job: Job) -> list[PassPlan]:
             plans.append(
                 msgspec.structs.replace(
                     base,
-                    name=f"student-{i}",
+                    name=_in_round(f"student-{i}", latest),
                     number=2 + 2 * i,
                     role="student",
                     provider=provider,
                     model=model,
-                    fresh=True,
+                    fresh=deployed is None,  # an owner tells once it answers, and is told at once when it does not
                     priced_as=None if deployed is None else f"ft:{student.model}",
                 )
             )
@@ -133,15 +146,16 @@ def evaluation_plans(job: Job) -> list[PassPlan]:
 
 def judge_plans(job: Job) -> list[PassPlan]:
     """The judges of the evaluation, each over what it is asked to compare."""
+    latest = evaluation_rounds(job)
     return [
         PassPlan(
-            name=f"judge-{i}",
+            name=_in_round(f"judge-{i}", latest),
             number=_JUDGES_FROM + i,
             role="judge",
             provider=grader.provider,
             model=grader.model,
             params=judge_params(grader),
-            prompt_set=f"judge-{i}",
+            prompt_set=_in_round(f"judge-{i}", latest),
             param=f"evaluation.graders.{i}.model",
             grader=i,
         )
@@ -185,14 +199,16 @@ def pass_sizes(job: Job) -> dict[str, int]:
     """The most prompts that each pass of the job can have, whether or not it was ever opened."""
     held = job.manifest.holdout if job.manifest is not None else 0
     contestants = [f"{role}-{i}" for role in ("base", "student") for i in range(len(job.spec.students))]
+    judges = [f"judge-{plan.grader}" for plan in judge_plans(job)]
     compared = 2 * held * (1 + len(contestants))
+    rounds = range(1, evaluation_rounds(job) + 1)
     source, samples = job.counters.prompts_total, job.spec.teacher.samples
     rating = rating_plan(job)
     return {
         **dict.fromkeys((plan.name for plan in teacher_plans(job)), source),
         **({rating.name: source * samples} if rating else {}),
-        **dict.fromkeys(contestants, held),
-        **{plan.name: compared for plan in judge_plans(job)},
+        **{_in_round(name, number): held for number in rounds for name in contestants},
+        **{_in_round(name, number): compared for number in rounds for name in judges},
     }
 
 

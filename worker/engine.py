@@ -29,9 +29,9 @@ from worker.outcomes import Done, Fail, Outcome, Pause, Resume, Stopped, Wait
 from worker.stages import Save, StageStep, Tools
 from worker.stages.batch import stop_batches
 from worker.stages.curate import curate
+from worker.stages.deployments import is_told
 from worker.stages.evaluate import evaluate
 from worker.stages.generate import generate
-from worker.stages.landing import is_told
 from worker.stages.train import cancel_training, train, train_while_paused
 
 _log: Final = structlog.get_logger()
@@ -88,7 +88,7 @@ class Engine:
             job = await self._jobs.load(job_id)
             if job is None or job.status not in _TIMED or job.stage_attempts:
                 return False
-            if job.stage is Stage.TRAINING and is_told(job):
+            if job.stage in {Stage.TRAINING, Stage.EVALUATING} and is_told(job):
                 return job.status is JobStatus.RUNNING
             if job.stage is Stage.TRAINING or (job.stage is Stage.GENERATING and job.batches):
                 return await self._tools.store.followed.is_hinted(job_id)

@@ -290,8 +290,9 @@ async def tell_endpoint(
     services: Wired,
     response: Response,
 ) -> JobOut:
-    """Say where a student answers that you have deployed, while its status is `awaiting_deployment`.  Repeated, it
-    changes nothing."""
+    """Say where a student answers that you have deployed, once its status is `awaiting_deployment`.  Repeated, it
+    changes nothing.  Another place can be told until the model has given its first answer; when the provider knows no
+    such model, the student awaits its deployment again."""
     if body.provider is not None:
         require_provider("/provider", body.provider, caller.providers)
     return _shown(await services.jobs.tell_endpoint(caller.tenant, job_id, number, **body.model_dump()), response)

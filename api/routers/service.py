@@ -70,7 +70,7 @@ async def problem_page(code: str) -> HTMLResponse:
 _DESCRIPTIONS: Final = {
     "job.running": "A worker has taken the job up, or it was resumed.",
     "job.stage_changed": "The job has entered another stage.",
-    "job.awaiting_deployment": "A student is trained; its owner deploys it and tells where it answers.",
+    "job.awaiting_deployment": "A student is trained, or not found where it was told: its owner tells where.",
     "job.paused": "The job waits for its owner; see its `paused_reason`.",
     "job.succeeded": "The students are trained and judged.",
     "job.failed": "The job ended with an error.",

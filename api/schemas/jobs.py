@@ -294,7 +294,7 @@ class JobOut(SpecOut):
             deadline_at=seconds(job.deadline_at_ms),
             expires_at=seconds(job.expires_at_ms),
             students=[
-                _student(student, tune, tune.endpoint or job.endpoints.get(number))
+                _student(student, tune, job.endpoint(number))
                 for number, (student, tune) in enumerate(zip(job.spec.students, job.fine_tunes or (), strict=False))
             ],
             progress=Progress(

@@ -8,11 +8,14 @@ from typing import Any
 import httpx2
 import pytest
 from api_kit import Api, FakeServer, begin, loaded, problem_of, some_settings
+from msgspec.structs import replace
 
 from shared.lifecycle import JobStatus, Stage
 from shared.models import FineTune, Job, StudentEndpoint
+from shared.plan import evaluation_plans
 from shared.store import Store, keys
 from shared.store.jobs import Change
+from shared.store.passes import Beginning, PassId, Settlement
 
 pytestmark = pytest.mark.anyio
 
@@ -46,7 +49,8 @@ async def test_an_awaiting_student_is_told_where_it_answers(api: Api):
     assert student["endpoint"] == {"provider": "open", "model": "triage-ft", "base_model": "triage-base"}
     assert student["fine_tuned_model"] == "gpt-4.1-mini.ft-1"
     kept = StudentEndpoint(provider="open", model="triage-ft", base_model="triage-base")
-    assert (await stored(api, job)).endpoints == {0: kept}
+    [told] = (await stored(api, job)).endpoints.values()
+    assert told.is_same_place(kept)
     assert await api.store.sweep(grace_seconds=1, limit=10) == [f"job:{job.id}"]
     assert len(api.bell.rung) == 1
     events = (await api.http.get(f"/v1/jobs/{job.id}/events")).json()["data"]
@@ -59,17 +63,59 @@ async def test_the_students_own_provider_is_meant_when_none_is_named(api: Api):
     assert answer.json()["students"][0]["endpoint"] == {"provider": "openai", "model": "triage-ft", "base_model": None}
 
 
-async def test_told_again_the_same_nothing_changes_and_another_place_comes_too_late(api: Api):
+async def taken(api: Api, job: Job, **fields: Any) -> Job:
+    """A worker has taken up what was told."""
+    told = (await stored(api, job)).endpoints[0]
+    tune = FineTune(step="ended", status="succeeded", endpoint=told)
+    await api.store.jobs.change(job, Change(set={"fine_tunes": [tune], "stage": Stage.EVALUATING, **fields}))
+    return await stored(api, job)
+
+
+async def test_told_again_the_same_nothing_changes(api: Api):
     job = await an_awaiting_job(api)
-    first, again, other = await tell(api, job), await tell(api, job), await tell(api, job, model="another")
+    first, again = await tell(api, job), await tell(api, job)
 
     assert (again.status_code, again.json()["version"]) == (200, first.json()["version"])
-    assert (other.status_code, problem_of(other)["code"]) == (409, "student_not_awaiting")
-    [tune] = job.fine_tunes
-    taken = FineTune(step="ended", status="succeeded", endpoint=StudentEndpoint(provider="openai", model="triage-ft"))
-    await api.store.jobs.change(job, Change(set={"fine_tunes": [taken]}))
-    assert tune.step == "awaiting"
-    assert (await tell(api, job)).status_code == 200  # also once the worker has taken it
+    job = await taken(api, job)
+    once_taken = await tell(api, job)
+    assert (once_taken.status_code, once_taken.json()["version"]) == (200, job.version)
+
+
+async def settle(api: Api, job: Job, index: int, outcome: Any) -> None:
+    """One of the three prompts of the deployed student's pass is settled."""
+    [plan] = [plan for plan in evaluation_plans(job) if plan.role == "student"]
+    passes, pass_id = api.store.passes, PassId(job.id, plan.name)
+    await passes.open(pass_id, prompts=3, chunk_size=10, smoke=0)
+    await passes.claim_chunk(pass_id, "w", lease_seconds=60)
+    await passes.tick(pass_id, job.tenant, "w", [], [Beginning(0, index, f"w.{index}", 0)])
+    await passes.tick(pass_id, job.tenant, "w", [Settlement(0, index, f"w.{index}", b"x", 0, outcome)], [])
+
+
+async def test_another_place_is_told_until_the_model_has_given_its_first_answer(api: Api):
+    job = await an_awaiting_job(api)
+    await tell(api, job, model="triage-tf")
+    assert (await tell(api, job)).json()["students"][0]["endpoint"]["model"] == "triage-ft"
+    job = await taken(api, job)
+    assert (await tell(api, job, model="third")).json()["students"][0]["endpoint"]["model"] == "third"
+    job = await taken(api, job)
+    await settle(api, job, 0, "failed")
+    assert (await tell(api, job, model="fourth")).status_code == 200  # a refusal is no answer
+
+    await settle(api, await taken(api, job), 1, "accepted")
+    too_late = await tell(api, job, model="fifth")
+    assert (too_late.status_code, problem_of(too_late)["code"]) == (409, "student_not_awaiting")
+
+
+async def test_a_place_where_no_such_model_was_found_is_told_again(api: Api):
+    job = await an_awaiting_job(api)
+    await tell(api, job)
+    [tune] = (await taken(api, job)).fine_tunes
+    given_back = replace(tune, step="awaiting", status="awaiting_deployment")
+    await api.store.jobs.change(job, Change(set={"fine_tunes": [given_back], "stage": Stage.TRAINING}))
+    assert (await api.http.get(f"/v1/jobs/{job.id}")).json()["students"][0]["endpoint"] is None
+
+    assert (await tell(api, job)).json()["students"][0]["endpoint"]["model"] == "triage-ft"
+    assert (await stored(api, job)).untaken_endpoint(0) is not None
 
 
 async def test_of_two_who_tell_at_once_one_is_believed(api: Api):

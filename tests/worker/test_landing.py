@@ -1,16 +1,19 @@
 """How a trained student is reached: at once, by its last checkpoint, or where its owner has deployed it."""
 
+import asyncio
 import time
+from collections import Counter
 
 import pytest
 from builders import TENANT, accepted, loaded, prompts
 from doubles import Lab, ScriptedTeacher, ScriptedTrainer, pumping
 from engines import a_whole_job, an_engine, in_training, rung
+from msgspec.structs import replace
 
 from shared.errors import ProviderModelMissing
 from shared.lifecycle import JobStatus, Stage
 from shared.models import StudentEndpoint, WebhookTarget
-from shared.plan import evaluation_plans
+from shared.plan import evaluation_plans, pass_sizes
 from shared.store import keys
 from shared.store.jobs import Change
 
@@ -133,6 +136,117 @@ async def test_the_evaluation_asks_where_the_student_is_deployed(store):
     assert (student.provider, student.model, student.priced_as) == ("elsewhere", "triage-ft", "ft:gpt-4.1-nano")
     results = await store.jobs.results(job.id)
     assert {row["model"] for row in results["rows"]} >= {"triage-ft", "triage-base"}
+
+
+class Deployments(ScriptedTeacher):
+    """Answers for every model but these."""
+
+    def __init__(self, *missing: str) -> None:
+        super().__init__(lambda text: [f"Answer to {text}"])
+        self.missing = set(missing)
+        self.asked_models: list[str] = []
+        self.held: set[str] = set()  # models that keep everybody waiting
+
+    async def complete(self, request):
+        model = request.body["model"]
+        self.asked_models.append(model)
+        while model in self.held:
+            await asyncio.sleep(0.01)
+        if model in self.missing:
+            raise ProviderModelMissing("There is no such model.", status=404, provider_code="DeploymentNotFound")
+        return await super().complete(request)
+
+
+async def evaluated_until(store, engine, job, wanted):
+    """Looks at the job until it is as wanted."""
+    for _ in range(200):
+        found = await rung(store, engine, job, times=1)
+        if wanted(found):
+            return found
+        await asyncio.sleep(0.01)
+    raise AssertionError(found.status)
+
+
+def is_awaiting(job):
+    return job.fine_tunes[0].step == "awaiting"
+
+
+@pytest.mark.parametrize(("missing", "named"), [("triage-tf", "model"), ("triage-sabe", "base_model")])
+async def test_a_wrong_name_is_told_again_and_nothing_is_trained_or_bought_twice(store, missing, named):
+    teacher = Deployments(missing)
+    lab = Lab(teacher, ScriptedTrainer(), tuned_model="deployment")
+    hook = WebhookTarget(url="https://ci.example.com/x", events=["job.awaiting_deployment"])
+    job = await accepted(store, a_whole_job(webhook=hook), prompts(40))
+    engine = an_engine(store, lab)
+    async with pumping(store, lab):
+        await rung(store, engine, job, times=100, until_step="awaiting")
+        await told(store, job, endpoint=replace(THERE, **{named: missing}))
+        await evaluated_until(store, engine, job, lambda job: job.stage is Stage.EVALUATING)
+        waiting = await evaluated_until(store, engine, job, is_awaiting)
+
+        assert (waiting.status, waiting.stage) == (S.RUNNING, Stage.TRAINING)
+        assert (waiting.fine_tunes[0].status, waiting.endpoint(0)) == ("awaiting_deployment", None)
+        [said] = [e for e in await store.jobs.events(job.id, after=0, limit=99) if e.data.get("code")]
+        assert (said.data[named], said.data["provider_code"]) == (missing, "DeploymentNotFound")
+        assert is_awaiting(await rung(store, engine, job, times=3))
+        await told(store, job, endpoint=replace(THERE, told_at_ms=1))
+        ended = await rung(store, engine, job)
+
+    assert (ended.status, ended.endpoint(0)) == (S.SUCCEEDED, replace(THERE, told_at_ms=1))
+    assert len(lab.the_trainer.submitted) == 1
+    asked = Counter(teacher.asked_models)
+    holdout = ended.manifest.holdout
+    assert (asked["gpt-4.1"], asked["triage-ft"], asked["triage-base"]) == (40, holdout, holdout)
+    results = await store.jobs.results(job.id)
+    assert {row["model"] for row in results["rows"]} == {"gpt-4.1", "triage-ft", "triage-base"}
+    assert len(await store._redis.zrange(keys.job_deliveries(job.id), 0, -1)) == 2  # of the first time and of this one
+
+
+async def test_the_same_place_told_again_is_asked_again(store):
+    teacher = Deployments("triage-ft")
+    lab = Lab(teacher, ScriptedTrainer(), tuned_model="deployment")
+    job = await accepted(store, a_whole_job(), prompts(40))
+    engine = an_engine(store, lab)
+    async with pumping(store, lab):
+        await rung(store, engine, job, times=100, until_step="awaiting")
+        await told(store, job)
+        await evaluated_until(store, engine, job, lambda job: job.stage is Stage.EVALUATING)
+        await evaluated_until(store, engine, job, is_awaiting)
+        teacher.missing.clear()
+        await told(store, job, endpoint=replace(THERE, told_at_ms=1))
+        assert (await rung(store, engine, job)).status is S.SUCCEEDED
+
+
+async def test_a_place_told_while_another_is_asked_replaces_it_with_all_its_answers(store):
+    teacher = Deployments()
+    teacher.held.add("somebody-elses")
+    lab = Lab(teacher, ScriptedTrainer(), tuned_model="deployment")
+    job = await accepted(store, a_whole_job(), prompts(40))
+    engine = an_engine(store, lab)
+    async with pumping(store, lab):
+        await rung(store, engine, job, times=100, until_step="awaiting")
+        await told(store, job, endpoint=replace(THERE, model="somebody-elses"))
+        await evaluated_until(store, engine, job, lambda _: "somebody-elses" in teacher.asked_models)
+        await told(store, job)
+        await evaluated_until(store, engine, job, lambda job: job.fine_tunes[0].endpoint == THERE)
+        teacher.held.clear()  # what was asked of it is answered now, too late
+        ended = await rung(store, engine, job)
+
+    assert ended.status is S.SUCCEEDED
+    results = await store.jobs.results(job.id)
+    assert {row["model"] for row in results["rows"]} == {"gpt-4.1", "triage-ft", "triage-base"}
+    student = evaluation_plans(ended)[1]
+    stored = [await store.content.completion_chunk(job.id, student.name, chunk) for chunk in range(2)]
+    assert {kept.model for chunk in stored for kept in chunk.values()} == {"triage-ft"}
+
+
+async def test_a_deleted_job_leaves_nothing_of_a_replaced_place(store):
+    """What every round of the evaluation may have written is purged."""
+    job = await awaiting(store, a_lab())
+    tune = replace(job.fine_tunes[0], step="ended", status="succeeded", endpoint=THERE, replaced=1)
+    names = set(pass_sizes(replace(job, fine_tunes=[tune])))
+
+    assert names >= {"base-0", "student-0", "base-0-round-2", "student-0-round-2"}
 
 
 async def test_without_a_base_model_the_base_is_asked_at_the_students_provider(store):

@@ -23,6 +23,7 @@ from shared.store.passes import Halt, PassId
 from shared.verdict import Answer, Contestant, HoldoutExample, Judged, Role, assemble, pairs_to_judge
 from worker.outcomes import Done, Outcome, Wait
 from worker.stages import Save, Tools
+from worker.stages.deployments import unless_found, with_what_was_told
 from worker.stages.generate import first_of, run_pass, run_passes
 from worker.stages.judging import questions_written, replies_of_chunk, write_questions
 
@@ -40,6 +41,9 @@ class _Answered:
 
 async def evaluate(job: Job, tools: Tools, save: Save) -> Outcome:
     """One look at the evaluation's passes; the verdict once all are complete."""
+    job = await with_what_was_told(job, tools, save)
+    if (awaiting := await unless_found(job, tools, save)) is not None:
+        return awaiting
     assert job.manifest is not None
     outcome = await run_passes(job, evaluation_plans(job), tools, prompts=job.manifest.holdout)
     if outcome is not None:

@@ -11,7 +11,8 @@ from msgspec.structs import replace
 from shared.models import FineTune
 from shared.ports import TrainingJob
 from worker.noticeboard import ENDED, Noticeboard
-from worker.stages.landing import AWAITING_SECONDS, Landing
+from worker.stages.deployments import AWAITING_SECONDS
+from worker.stages.landing import Landing
 from worker.stages.recording import Recording
 from worker.stages.student import StudentStep, now_ms
 

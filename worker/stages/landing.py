@@ -3,25 +3,15 @@ deployment that its owner makes and tells us of."""
 
 from __future__ import annotations
 
-from typing import Final
-
 from msgspec.structs import replace
 
 from shared.errors import ProviderModelMissing, ProviderRejected
-from shared.models import Checkpoint, FineTune, Job
+from shared.models import Checkpoint, FineTune
 from shared.ports import TrainingJob
+from worker.stages.deployments import AWAITING, AWAITING_SECONDS, take_up
 from worker.stages.preflight import last_day
 from worker.stages.recording import Recording
 from worker.stages.student import StudentStep
-
-AWAITING: Final = "awaiting_deployment"
-#: A bell for a job whose worker died before it looked again is noticed after so long.  It costs a read of the row.
-AWAITING_SECONDS: Final = 3_600.0
-
-
-def is_told(job: Job) -> bool:
-    """Whether the owner has said where a student answers, and the student has not been told yet."""
-    return any(tune.step == "awaiting" and number in job.endpoints for number, tune in enumerate(job.fine_tunes))
 
 
 class Landing(StudentStep):
@@ -58,12 +48,11 @@ class Landing(StudentStep):
         self._say("info", f"Student {self._number} is trained.", {"fine_tuned_model": model})
         return await self._end(tune, status="succeeded", error=None)
 
-    async def await_endpoint(self, tune: FineTune) -> float | None:
+    async def await_endpoint(self) -> float | None:
         """Seconds until the next look at the row, None when the student answers somewhere."""
-        endpoint = self._job.endpoints.get(self._number)
-        if endpoint is None:
+        if self._job.untaken_endpoint(self._number) is None:
             return AWAITING_SECONDS
-        await self._end(replace(tune, endpoint=endpoint), status="succeeded", error=None)
+        await self._end(await take_up(self._job, self._number, self._tools), status="succeeded", error=None)
         return None
 
     async def _last_checkpoint(self, fine_tuning_job_id: str) -> Checkpoint | None:

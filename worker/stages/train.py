@@ -55,14 +55,14 @@ async def train(job: Job, tools: Tools, save: Save) -> Outcome:
     students = _Students(job, tools, save)
     waits: list[float] = []
     for number, tune in enumerate(job.fine_tunes):
-        if tune.step == "ended":
+        if tune.step == "ended" and job.untaken_endpoint(number) is None:
             continue
         try:
             if tune.step == "submitted":
                 resumed = await students.step(Holding, number).resume(tune)
                 wait = await students.step(Following, number).look(resumed, hinted=hinted)
-            elif tune.step == "awaiting":
-                wait = await students.step(Landing, number).await_endpoint(tune)
+            elif tune.step in {"awaiting", "ended"}:
+                wait = await students.step(Landing, number).await_endpoint()
             else:
                 wait = await students.step(Submission, number).advance(tune)
         except BudgetReached:
