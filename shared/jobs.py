@@ -235,7 +235,7 @@ class Jobs:
                 return None
             if job.status is not S.PAUSED:
                 raise Conflict(f"Only a paused job can be resumed; this one is {job.status}.", code="job_not_paused")
-            changed: dict[str, object] = {"paused_reason": None}
+            changed: dict[str, object] = {"paused_reason": None, "needs_nano": None}
             if budget is not None:
                 if faults := self._planner.resume_faults(job, budget):
                     raise invalid(faults)

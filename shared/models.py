@@ -403,7 +403,7 @@ class Money(Record, frozen=True, kw_only=True):
     spent + reserved + unconfirmed never exceeds the limit.  generating: the teacher's part of spent; curating: that of
     the judge who rates its answers.
     told_share: percent of the limit of whose spending the owner has been told.
-    needs: what a job that waits for another day's spending needs of it to go on."""
+    needs: what the next step of a job that waits for more budget, or for another day's spending, may cost."""
 
     estimated_low_nano: int | None = None
     estimated_high_nano: int | None = None

@@ -262,9 +262,14 @@ class Rules:
         where = "/budget/max_cost_usd"
         if estimate is not None and limit < estimate.low_nano:
             yield Fault(where, "cost_above_limit", f"is below the least this job will cost, {usd(estimate.low_nano)}")
-        spent = money.spent_nano + money.reserved_nano + money.unconfirmed_nano if money is not None else 0
-        if limit <= spent and money is not None:
-            yield Fault(where, "cost_above_limit", f"must be more than what is spent already, {usd(spent)}")
+        if money is None:
+            return
+        used, needs = money.used_nano, money.needs_nano
+        if needs and limit < used + needs:
+            detail = f"must be at least {usd(used + needs)}: {usd(used)} is used, and the next step may cost {usd(needs)}"
+            yield Fault(where, "cost_above_limit", detail)
+        elif limit <= used:
+            yield Fault(where, "cost_above_limit", f"must be more than what is used already, {usd(used)}")
 
     def ceilings(self, spec: JobSpec, asked: Asked) -> dict[str, int]:
         """What one call of each model reserves, in nano-dollars, by where the request names it.

@@ -301,9 +301,9 @@ class Lab:
 
 
 def prices_of_a_nano(folder: Path) -> Prices:
-    """1 nano-dollar per token, for the price list `lab`."""
+    """1 nano-dollar per token, trained ones too, for the price list `lab`."""
     file = folder / "prices.toml"
-    file.write_text('[lab."*"]\ninput = "0.001"\noutput = "0.001"\n', encoding="utf-8")
+    file.write_text('[lab."*"]\ninput = "0.001"\noutput = "0.001"\ntraining = "0.001"\n', encoding="utf-8")
     return Prices(file)
 
 

@@ -34,8 +34,8 @@ def the_settings(**fields: Any) -> Settings:
     return Settings(_env_file=None, **defaults | fields)
 
 
-def an_engine(store: Store, lab: Any = None, **fields: Any) -> Engine:
-    return Engine(Tools(store, lab or Lab(), Prices(), the_settings(**fields), lambda: None))
+def an_engine(store: Store, lab: Any = None, *, prices: Prices | None = None, **fields: Any) -> Engine:
+    return Engine(Tools(store, lab or Lab(), prices or Prices(), the_settings(**fields), lambda: None))
 
 
 class Killed(BaseException):

@@ -11,7 +11,7 @@ from shared.curation import assistant_message, reason_against
 from shared.errors import JobFailed, ProviderError
 from shared.ids import completion_id
 from shared.lifecycle import Stage
-from shared.models import Job, JobError, JsonObject, Prompt, ProviderAnswer, StoredCompletion, Usage
+from shared.models import Job, JobError, JsonObject, Prompt, ProviderAnswer, StoredCompletion, Usage, usd
 from shared.plan import PassPlan, request_body
 from shared.ports import Completion
 from shared.pricing import Prices, batch_nano, request_size
@@ -202,11 +202,13 @@ class Scribe:
             stage=self._job.stage,
         )
 
-    def budget_failure(self) -> JobError:
+    def budget_failure(self, needs_nano: int) -> JobError:
+        """needs_nano: what the next call may cost."""
         return JobError(
             code="cost_above_limit",
-            message="The next call could exceed the job's budget, and `budget.on_limit` is `fail`.  What was paid for "
-            "can be exported; retry the job with a larger budget to reuse it.",
+            message=f"The next call may cost up to {usd(needs_nano)} dollars, more than is left of the job's budget, and "
+            "`budget.on_limit` is `fail`.  What was paid for can be exported; retry the job with a larger budget to "
+            "reuse it.",
             param="budget.max_cost_usd",
             stage=self._job.stage,
         )

@@ -389,6 +389,10 @@ class Engine:
             message = f"The job is paused: {fields['paused_reason']}."
             if needs := fields.get("needs_nano"):
                 message += f"  The next step may cost up to {usd(needs)} dollars."
+            if needs and fields["paused_reason"] is PausedReason.BUDGET:
+                # What this look has spent or reserved itself counts, too.
+                money = (await self._jobs.load(job.id) or job).money
+                message += f"  Resume it with a budget of {usd(money.used_nano + needs)} dollars or more."
         else:
             ends = {"finished_at_ms": now, "expires_at_ms": now + job.spec.retention_days * _DAY_MS}
             due = -1

@@ -33,7 +33,7 @@ class Wait:
 
 @dataclass(frozen=True)
 class Pause:
-    """needs_nano: of the tenant's spending of a day, to go on."""
+    """needs_nano: of the budget or of the tenant's spending of a day, to go on."""
 
     reason: PausedReason
     events: Sequence[Event] = ()

@@ -305,16 +305,20 @@ class Pump:
             else:
                 error = run.scribe.smoke_failure(settled=result.settled, accepted=result.accepted)
                 await self._halt(run, Halt("fail", error.code, error))
-        if "budget" in result.answers and result.reserved_nano == 0:
+        if result.reserved_nano:
+            return
+
+        def needs(short: Answer) -> int:
+            return min(call.ceiling_nano for call, answer in zip(calls, result.answers, strict=True) if answer == short)
+
+        if "budget" in result.answers:
             if run.job.spec.budget.on_limit == "fail":
-                await self._halt(run, Halt("fail", "cost_above_limit", run.scribe.budget_failure()))
+                error = run.scribe.budget_failure(needs("budget"))
+                await self._halt(run, Halt("fail", error.code, error))
             else:
-                await self._halt(run, Halt("pause", "budget"))
-        elif "day" in result.answers and result.reserved_nano == 0:
-            needs = min(
-                call.ceiling_nano for call, answer in zip(calls, result.answers, strict=True) if answer == "day"
-            )
-            await self._halt(run, Halt("pause", "daily_spend", needs_nano=needs))
+                await self._halt(run, Halt("pause", "budget", needs_nano=needs("budget")))
+        elif "day" in result.answers:
+            await self._halt(run, Halt("pause", "daily_spend", needs_nano=needs("day")))
 
     async def _halt(self, run: Run, halt: Halt) -> None:
         run.stop()

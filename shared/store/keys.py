@@ -19,7 +19,7 @@ def job(job_id: JobId) -> str:
     prompt_defaults: what they do not carry yet).  once: the key of its idempotency record.  deleted_at_ms: nobody sees
     it any more; counted (JSON): what its purge began with; once purged, only tenant, deleted_at_ms, purged_at_ms and
     receipt (JSON) are left, for 30 days.
-    let_go_day: see commit.lua.  needs_nano: what a job that waits for the next day's spending needs to go on."""
+    let_go_day: see commit.lua.  needs_nano: what a job that waits for money needs to go on."""
     return f"d:{{{job_id}}}:job"
 
 

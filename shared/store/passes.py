@@ -35,7 +35,7 @@ class PassId:
 class Halt(msgspec.Struct, frozen=True):
     """Why nothing more may start in a pass.  kind `pause` keeps the job for its owner, `fail` ends it.
 
-    needs_nano: when the tenant's limit of the day is reached, what the next call needs of it."""
+    needs_nano: when a budget or the tenant's limit of the day is reached, what the next call needs of it."""
 
     kind: Literal["pause", "fail"]
     reason: str

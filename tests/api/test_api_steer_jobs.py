@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 
+import httpx2
 import pytest
 from api_kit import Api, answer_all, begin, loaded, problem_of
 
@@ -98,6 +99,24 @@ async def test_a_budget_that_is_spent_already_resumes_nothing(api: Api):
     answer = await api.http.post(f"/v1/jobs/{job.id}/resume", json={"budget": {"max_cost_usd": "0.9"}})
     assert (answer.status_code, problem_of(answer)["code"]) == (422, "cost_above_limit")
     assert (await loaded(api, {"id": job.id})).status is JobStatus.PAUSED
+
+
+async def test_a_budget_into_which_the_next_step_does_not_fit_resumes_nothing_and_one_that_does_is_forgotten(api: Api):
+    job = await begin(api, await api.create(budget={"max_cost_usd": "2"}))
+    money = {"paused_reason": PausedReason.BUDGET, "spent_nano": 1_900_000_000, "needs_nano": 250_000_000}
+    await api.store.jobs.change(job, Change(status=JobStatus.PAUSED, set=money))
+
+    async def resume(dollars: str) -> httpx2.Response:
+        return await api.http.post(f"/v1/jobs/{job.id}/resume", json={"budget": {"max_cost_usd": dollars}})
+
+    refused = problem_of(await resume("2.149999999"))
+    assert (refused["status"], refused["code"], refused["param"]) == (422, "cost_above_limit", "budget.max_cost_usd")
+    assert "must be at least 2.15: 1.9 is used, and the next step may cost 0.25" in refused["detail"]
+    assert (await loaded(api, {"id": job.id})).status is JobStatus.PAUSED
+    assert (await resume("2.15")).status_code == 200
+
+    await api.http.post(f"/v1/jobs/{job.id}/pause")
+    assert (await resume("1.95")).status_code == 200, "what another pause needed does not hold for this one"
 
 
 async def test_only_what_fits_the_status_is_possible(api: Api):

@@ -470,10 +470,16 @@ async def test_a_batch_holds_what_the_budget_allows_and_the_next_what_is_left_of
     assert job.money.reserved_nano == 0
 
 
-@pytest.mark.parametrize(("on_limit", "wanted"), [("pause", Pause(PausedReason.BUDGET, [])), ("fail", Fail)])
-async def test_a_budget_that_allows_no_call_ends_as_asked(work, batcher, on_limit, wanted):
+@pytest.mark.parametrize("on_limit", ["pause", "fail"])
+async def test_a_budget_that_allows_no_call_ends_as_asked_and_says_what_one_needs(work, batcher, on_limit):
     work = await work(10, max_cost_nano=10, on_limit=on_limit)
 
     outcome = await work.to_the_end()
-    assert outcome == wanted if on_limit == "pause" else isinstance(outcome, Fail)
+    if on_limit == "pause":
+        assert isinstance(outcome, Pause)
+        assert outcome.reason is PausedReason.BUDGET
+        assert outcome.needs_nano > 10
+    else:
+        assert isinstance(outcome, Fail)
+        assert "may cost up to 0.0000" in outcome.error.message
     assert batcher.batches == []

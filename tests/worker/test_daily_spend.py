@@ -163,8 +163,6 @@ async def test_training_waits_for_the_next_day_and_is_submitted_once(day, valkey
         sha256="ab" * 32, holdout_sha256="cd" * 32, train=2, validation=0, holdout=0, rejected={}, train_bytes=400
     )
     await day.store.jobs.change(job, Change(status=S.RUNNING, set={"stage": Stage.TRAINING, "manifest": manifest}))
-    prices = day.prices
-    prices._own = {"lab": {"*": {**prices._own["lab"]["*"], "training": next(iter(prices._own["lab"]["*"].values()))}}}
 
     found = await day.rung(job, paused)
     assert found.paused_reason is PausedReason.DAILY_SPEND

@@ -216,7 +216,8 @@ class _Batches:
         self._runs = list(job.batches)
         self._pause = False
         self._short = False  # the budget, or what the tenant may spend today, did not allow the next call
-        self._needs_of_day = 0  # what the next call needs of the day, when it was the day
+        self._of_day = False  # it was the day
+        self._needs_nano = 0  # of either, for the next call
         self.events: list[Event] = []
 
     async def advance(self) -> Outcome:
@@ -278,11 +279,11 @@ class _Batches:
             return Done(events=self.events)
         if not self._short:
             return Wait(_TWIN_SECONDS, events=self.events)
-        if self._needs_of_day:
-            return Pause(PausedReason.DAILY_SPEND, self.events, needs_nano=self._needs_of_day)
+        if self._of_day:
+            return Pause(PausedReason.DAILY_SPEND, self.events, needs_nano=self._needs_nano)
         if self._job.spec.budget.on_limit == "fail":
-            return Fail(self._scribe.budget_failure(), self.events)
-        return Pause(PausedReason.BUDGET, self.events)
+            return Fail(self._scribe.budget_failure(self._needs_nano), self.events)
+        return Pause(PausedReason.BUDGET, self.events, needs_nano=self._needs_nano)
 
     def _until_less_crowded(self, run: BatchRun) -> float:
         return (run.ended_at_ms or 0) / 1000 + 10 * self._settings.poll_max_seconds - time.time()
@@ -329,9 +330,10 @@ class _Batches:
             granted += result.answers.count("go")
             if "stopped" in result.answers:
                 return False
-            if "day" in result.answers:
-                self._needs_of_day = fitting[result.answers.index("day")].ceiling_nano
-            if "budget" in result.answers or "day" in result.answers:
+            short = next((answer for answer in ("budget", "day") if answer in result.answers), None)
+            if short is not None:
+                self._of_day = short == "day"
+                self._needs_nano = fitting[result.answers.index(short)].ceiling_nano
                 end, more, self._short = min(end, (chunk + 1) * self._job.chunk_size), False, True
             if more or self._short:
                 break

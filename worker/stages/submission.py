@@ -39,7 +39,11 @@ FORMATS: Final[Mapping[str, Format]] = {"supervised": "openai_chat", "dpo": "ope
 
 
 class BudgetReached(Exception):
-    """The training could cost more than is left of the job's budget."""
+    """The training could cost more than is left of the job's budget.  needs_nano: beside what it holds already."""
+
+    def __init__(self, needs_nano: int) -> None:
+        super().__init__()
+        self.needs_nano = needs_nano
 
 
 class FileRefused(Exception):
@@ -119,7 +123,7 @@ class Submission(StudentStep):
         expected = self._expected_cost_nano()
         limit = self._job.money.limit_nano
         if limit is not None and self._job.money.used_nano - tune.reserved_nano + expected > limit:
-            raise BudgetReached
+            raise BudgetReached(expected - tune.reserved_nano)
         tune = replace(
             tune,
             step="intent",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final, TypeVar
 
 import structlog
@@ -9,7 +10,7 @@ from msgspec.structs import replace
 
 from shared.errors import ProviderError
 from shared.lifecycle import PausedReason, Stage
-from shared.models import Event, FineTune, Job, JobError
+from shared.models import Event, FineTune, Job, JobError, usd
 from worker.outcomes import Done, Fail, Outcome, Pause, Stopped, Wait
 from worker.stages import Save, Tools
 from worker.stages.following import Following
@@ -65,8 +66,8 @@ async def train(job: Job, tools: Tools, save: Save) -> Outcome:
                 wait = await students.step(Landing, number).await_endpoint()
             else:
                 wait = await students.step(Submission, number).advance(tune)
-        except BudgetReached:
-            return _budget_reached(job)
+        except BudgetReached as reached:
+            return _budget_reached(job, reached.needs_nano, students.events)
         if wait is not None:
             waits.append(wait)
     tunes, events = students.tunes, students.events
@@ -122,17 +123,19 @@ async def _wait_for(job: Job, number: int, tune: FineTune, tools: Tools) -> None
         await followed.expect(provider, tune.fine_tuning_job_id, job.id)
 
 
-def _budget_reached(job: Job) -> Outcome:
+def _budget_reached(job: Job, needs_nano: int, events: Sequence[Event]) -> Outcome:
     if job.spec.budget.on_limit == "pause":
-        return Pause(PausedReason.BUDGET)
+        return Pause(PausedReason.BUDGET, events, needs_nano=needs_nano)
     return Fail(
         JobError(
             code="cost_above_limit",
-            message="Training could exceed the job's budget, and `budget.on_limit` is `fail`.  The dataset is kept; "
-            "retry the job with a larger budget to reuse what was paid.",
+            message=f"Training may cost up to {usd(needs_nano)} dollars, more than is left of the job's budget, and "
+            "`budget.on_limit` is `fail`.  The dataset is kept; retry the job with a larger budget to reuse what was "
+            "paid.",
             param="budget.max_cost_usd",
             stage=Stage.TRAINING,
-        )
+        ),
+        events,
     )
 
 
