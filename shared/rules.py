@@ -266,8 +266,8 @@ class Rules:
             return
         used, needs = money.used_nano, money.needs_nano
         if needs and limit < used + needs:
-            detail = f"must be at least {usd(used + needs)}: {usd(used)} is used, and the next step may cost {usd(needs)}"
-            yield Fault(where, "cost_above_limit", detail)
+            detail = f"must be at least {usd(used + needs)}: {usd(used)} is used"
+            yield Fault(where, "cost_above_limit", f"{detail}, and the next step may cost {usd(needs)}")
         elif limit <= used:
             yield Fault(where, "cost_above_limit", f"must be more than what is used already, {usd(used)}")
 

@@ -206,9 +206,9 @@ class Scribe:
         """needs_nano: what the next call may cost."""
         return JobError(
             code="cost_above_limit",
-            message=f"The next call may cost up to {usd(needs_nano)} dollars, more than is left of the job's budget, and "
-            "`budget.on_limit` is `fail`.  What was paid for can be exported; retry the job with a larger budget to "
-            "reuse it.",
+            message=f"The next call may cost up to {usd(needs_nano)} dollars, more than is left of the job's budget, "
+            "and `budget.on_limit` is `fail`.  What was paid for can be exported; retry the job with a larger budget "
+            "to reuse it.",
             param="budget.max_cost_usd",
             stage=self._job.stage,
         )

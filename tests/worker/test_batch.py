@@ -481,5 +481,5 @@ async def test_a_budget_that_allows_no_call_ends_as_asked_and_says_what_one_need
         assert outcome.needs_nano > 10
     else:
         assert isinstance(outcome, Fail)
-        assert "may cost up to 0.0000" in outcome.error.message
+        assert "may cost up to 0.000" in outcome.error.message
     assert batcher.batches == []
