@@ -12,7 +12,7 @@ from typing import Final
 
 import msgspec
 
-from shared.curation import assistant_message
+from shared.curation import Reason, assistant_message, reason_against
 from shared.dataset import text_of
 from shared.errors import ProviderError
 from shared.graders import ScoreModel, Ungradable
@@ -112,8 +112,21 @@ def score_in(reply: StoredCompletion | None) -> float | None:
     if reply is None or reply.status == "failed":
         return None
     try:
-        return judge_score(text_of(assistant_message(reply.raw)[0]))
-    except (Ungradable, ProviderError):
+        return _score_of(assistant_message(reply.raw)[0])
+    except ProviderError:
+        return None
+
+
+def reason_against_reply(message: JsonObject, finish_reason: str | None) -> Reason | None:
+    """Why a judge's reply is of no use: as of any answer, or `ungradable` because no score can be read from it."""
+    reason = reason_against(message, finish_reason)
+    return "ungradable" if reason is None and _score_of(message) is None else reason
+
+
+def _score_of(message: JsonObject) -> float | None:
+    try:
+        return judge_score(text_of(message))
+    except Ungradable:
         return None
 
 

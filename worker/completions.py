@@ -10,6 +10,7 @@ import msgspec
 from shared.curation import assistant_message, reason_against
 from shared.errors import JobFailed, ProviderError
 from shared.ids import completion_id
+from shared.judge import reason_against_reply
 from shared.lifecycle import Stage
 from shared.models import Job, JobError, JsonObject, Prompt, ProviderAnswer, StoredCompletion, Usage, usd
 from shared.plan import PassPlan, request_body
@@ -186,13 +187,15 @@ class Scribe:
     def smoke_failure(self, *, settled: int, accepted: int) -> JobError:
         reasons = ", ".join(f"{code}: {count}" for code, count in sorted(self._reasons.items())) or "see completions"
         if self._plan.role == "judge":
+            again = (
+                "" if self._plan.grader is not None else ", and send it again: a source of type job reuses what is paid"
+            )
             return JobError(
                 code="smoke_test_failed",
                 message=f"Only {accepted} of the judge's first {settled} replies can be used ({reasons}).  Nothing more"
                 " was asked of it.  Look at them with GET /v1/jobs/{id}/completions?role=judge, give the grader room in"
-                " `sampling_params.max_completion_tokens` or another model, and send it again: a source of type job"
-                " reuses what is paid.",
-                param="curation.grader",
+                f" `sampling_params.max_completion_tokens` or another model{again}.",
+                param=self._plan.param.removesuffix(".model"),
                 stage=self._job.stage,
             )
         return JobError(
@@ -220,8 +223,11 @@ class Scribe:
         return nano if nano is None or not self._batched else batch_nano(nano)
 
     def _reason(self, message: JsonObject, finish_reason: str | None) -> str | None:
-        longest = self._job.spec.curation.max_output_chars if self._plan.role == "teacher" else None
-        reason = reason_against(message, finish_reason, max_output_chars=longest)
+        if self._plan.role == "judge":
+            reason = reason_against_reply(message, finish_reason)
+        else:
+            longest = self._job.spec.curation.max_output_chars if self._plan.role == "teacher" else None
+            reason = reason_against(message, finish_reason, max_output_chars=longest)
         if reason is not None:
             self._reasons[reason] = self._reasons.get(reason, 0) + 1
         return reason

@@ -115,6 +115,39 @@ async def test_a_judge_that_cannot_be_asked_leaves_the_other_rows_and_says_so(st
     assert [event.data["code"] for event in told] == [error.code]
 
 
+@pytest.mark.parametrize(
+    ("said", "reason"), [("I cannot say.", "ungradable"), ('{"verdict": 1}', "ungradable"), ("", "empty")]
+)
+async def test_a_judge_that_gives_no_score_is_asked_no_further_than_its_trial_and_the_other_rows_stand(
+    store, said, reason
+):
+    lab = Lab(a_class(lambda _: said))
+    job = await accepted(store, a_judged_job(), prompts(40))
+
+    async with pumping(store, lab, smoke_completions=4):
+        ended = await rung(store, an_engine(store, lab, smoke_completions=4), job, times=500)
+
+    assert ended.status is S.SUCCEEDED
+    assert len([text for text in lab.the_teacher.asked if is_judging(text)]) == 4
+    rows = {(row["grader"], row["role"]): row for row in (await store.jobs.results(job.id))["rows"]}
+    assert not rows["score_model", "student"]["complete"]
+    assert rows["text_similarity", "student"]["complete"]
+    [told] = [event for event in await store.jobs.events(job.id, after=0, limit=99) if event.level == "warn"]
+    assert told.data == {"grader": 1, "code": "smoke_test_failed"}
+    assert f"Only 0 of the judge's first 4 replies can be used ({reason}: 4)" in told.message
+
+
+async def test_a_judge_that_passes_its_trial_is_asked_about_all(store):
+    replies = iter(["I cannot say.", '{"score": 0.8}'] * 1000)
+    lab = Lab(a_class(lambda _: next(replies)))
+    job = await accepted(store, a_judged_job(), prompts(40))
+
+    async with pumping(store, lab, smoke_completions=4, in_flight=1):
+        ended = await rung(store, an_engine(store, lab, smoke_completions=4), job, times=500)
+
+    assert len([text for text in lab.the_teacher.asked if is_judging(text)]) == 2 * 2 * ended.manifest.holdout > 4
+
+
 async def test_a_budget_that_ends_in_the_judges_pass_pauses_and_resuming_asks_only_the_rest(store, tmp_path):
     lab = Lab(a_class(lambda _: an_answer('{"score": 0.5}', prompt_tokens=2_000)), prices="lab")
     limit = 20_000

@@ -159,9 +159,10 @@ async def test_a_prompt_that_brought_its_answer_is_not_asked_at_all(store):
         assert [decision and decision.status for decision in decisions] == ["accepted", None, None]
 
 
-async def test_a_judge_that_says_nothing_is_asked_no_further_than_its_trial(store):
+@pytest.mark.parametrize(("rating", "reason"), [("", "empty"), (None, "ungradable")])
+async def test_a_judge_that_gives_no_score_is_asked_no_further_than_its_trial(store, rating, reason):
     lab = Lab(Sampler())
-    lab.the_teacher.rate = lambda n: ""
+    lab.the_teacher.rate = lambda n: rating
     job = await accepted(store, a_sampled_job(curation={"grader": JUDGE, "min_score": 0.5}), prompts(40))
 
     async with pumping(store, lab, smoke_completions=8):
@@ -170,7 +171,7 @@ async def test_a_judge_that_says_nothing_is_asked_no_further_than_its_trial(stor
     assert (ended.status, ended.stage, ended.error.code) == (S.FAILED, "curating", "smoke_test_failed")
     assert ended.error.param == "curation.grader"
     assert "judge's first 8 replies" in ended.error.message
-    assert "empty: 8" in ended.error.message
+    assert f"{reason}: 8" in ended.error.message
     assert len(lab.the_teacher.rated) == 8, "of 120 answers"
 
 

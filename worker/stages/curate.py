@@ -186,8 +186,7 @@ async def _rate(job: Job, plan: PassPlan, tools: Tools) -> Outcome | None:
     asked = await questions_written(job, plan, tools)
     if asked is None:
         asked = await write_questions(job, plan, _questions(job, tools), tools)
-    smoke = tools.settings.smoke_completions
-    return await run_pass(job, plan, tools, prompts=asked, smoke=smoke if asked > smoke else 0)
+    return await run_pass(job, plan, tools, prompts=asked, trial=True)
 
 
 async def _questions(job: Job, tools: Tools) -> AsyncIterator[Prompt]:

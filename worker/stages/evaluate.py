@@ -1,7 +1,7 @@
 """evaluating: base and distilled students answer the holdout, and every answer is graded against the reference.
 
-Judges are asked once all of them have answered.  A judge that cannot be asked at all ends no job: its rows are
-incomplete, as where single replies are missing."""
+Judges are asked once all of them have answered, and tried on a few answers first.  A judge that cannot be asked at all,
+or whose trial fails, ends no job: its rows are incomplete, as where single replies are missing."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ async def evaluate(job: Job, tools: Tools, save: Save) -> Outcome:
         elif (halt := await _given_up(job, plan, tools)) is not None:
             given_up.append(_told(job, plan, halt))
             continue
-        outcome = await run_pass(job, plan, tools, prompts=asked, smoke=0)
+        outcome = await run_pass(job, plan, tools, prompts=asked, trial=True)
         if isinstance(outcome, Wait):
             pending.append(outcome)
         elif outcome is not None:
@@ -105,7 +105,8 @@ def _told(job: Job, plan: PassPlan, halt: Halt) -> Event:
         id=new_event_id(),
         level="warn",
         type="message",
-        message=f"The judge of grader {plan.grader} could not be asked ({halt.reason}); its rows are incomplete.",
+        message=f"The judge of grader {plan.grader} was given up ({halt.reason}); its rows are incomplete."
+        + (f"  {halt.error.message}" if halt.error else ""),
         created_at_ms=time.time_ns() // 1_000_000,
         stage=Stage.EVALUATING,
         data={"grader": plan.grader, "code": halt.reason},

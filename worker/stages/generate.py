@@ -28,16 +28,17 @@ async def generate(job: Job, tools: Tools, save: Save) -> Outcome:
     if job.spec.teacher.mode == "batch" and not stored:
         return await generate_by_batches(job, tools, save)
     prompts = job.counters.prompts_total
-    smoke = tools.settings.smoke_completions
     first, *further = teacher_plans(job)
-    outcome = await run_pass(job, first, tools, prompts=prompts, smoke=smoke if prompts > smoke else 0)
+    outcome = await run_pass(job, first, tools, prompts=prompts, trial=True)
     # What the trial of the first samples has shown holds for the others, which are bought together.
     outcome = outcome or await run_passes(job, further, tools, prompts=prompts)
     return Done() if outcome is None else outcome
 
 
-async def run_pass(job: Job, plan: PassPlan, tools: Tools, *, prompts: int, smoke: int) -> Outcome | None:
-    """None once every prompt of the pass is settled; until then what to do instead."""
+async def run_pass(job: Job, plan: PassPlan, tools: Tools, *, prompts: int, trial: bool = False) -> Outcome | None:
+    """None once every prompt of the pass is settled; until then what to do instead.
+
+    trial: the model is tried on a few prompts first, where there are more."""
     pass_id = PassId(job.id, plan.name)
     state = await tools.store.passes.state(pass_id)
     if state is not None and state.halt is not None:
@@ -46,6 +47,8 @@ async def run_pass(job: Job, plan: PassPlan, tools: Tools, *, prompts: int, smok
         return _outcome_of(state.halt, job)
     if state is not None and state.complete:
         return None
+    tried = tools.settings.smoke_completions
+    smoke = tried if trial and prompts > tried else 0
     if await tools.store.passes.open(pass_id, prompts=prompts, chunk_size=job.chunk_size, smoke=smoke):
         return None
     tools.wake_pump()
@@ -57,7 +60,7 @@ async def run_passes(job: Job, plans: Sequence[PassPlan], tools: Tools, *, promp
     """Passes that are open together, without a trial.  None once all are complete; until then what to do instead."""
     pending: list[Wait] = []
     for plan in plans:
-        outcome = await run_pass(job, plan, tools, prompts=prompts, smoke=0)
+        outcome = await run_pass(job, plan, tools, prompts=prompts)
         if isinstance(outcome, Wait):
             pending.append(outcome)
         elif outcome is not None:
