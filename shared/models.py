@@ -63,7 +63,8 @@ class PromptCounts(Record, frozen=True, kw_only=True):
     """What the rules of a job need to know of prompts that nobody wants to read again.
 
     asked: those without a completion.  bytes: of the parts of their requests that cost tokens, as JSON.
-    unreferenced: those without a reference; 0 for files from before this was counted.
+    unreferenced: those without a reference.  unpairable: those without a completion that can give no pair for dpo
+    (shared/exports.py).  Both 0 for files from before they were counted.
     bare, toolless, formatless: those without instructions, tools, response format of their own.
     longest_chars: of one prompt's messages together, among all and among the bare ones."""
 
@@ -76,6 +77,7 @@ class PromptCounts(Record, frozen=True, kw_only=True):
     longest_chars: int = 0
     longest_bare_chars: int = 0
     unreferenced: int = 0
+    unpairable: int = 0
 
 
 class PromptFile(Record, frozen=True, kw_only=True):

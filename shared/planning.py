@@ -181,7 +181,7 @@ class Planner:
             longest_bytes=longest_chars(counts, defaults) if unanswered == counts.prompts * spec.teacher.samples else 0,
             tools=bool(defaults.tools) or counts.toolless < counts.prompts,
             unreferenced=counts.unreferenced,
-            pairable=counts.asked,
+            pairable=counts.asked - counts.unpairable,
             faults=[
                 *self._rules.length_faults(spec, counts, defaults),
                 *await self._filesplit_faults(file, spec, defaults),

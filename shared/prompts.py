@@ -15,6 +15,7 @@ from msgspec.structs import replace
 
 from shared.capabilities import check_response_format, check_tools
 from shared.errors import Fault
+from shared.exports import may_give_a_pair
 from shared.models import JobSpec, JsonObject, Prompt, PromptCounts, PromptDefaults
 from shared.pricing import prompt_size
 
@@ -400,6 +401,7 @@ class PromptReader:
         tally["toolless"] += found.toolless
         tally["formatless"] += found.formatless
         tally["unreferenced"] += found.unreferenced
+        tally["unpairable"] += found.asked and not found.pairable
         tally["bytes"] += found.size
         tally["longest_chars"] = max(tally["longest_chars"], found.chars)
         if found.bare:
@@ -431,13 +433,14 @@ class PromptReader:
 
 class _Line(msgspec.Struct):
     """A prompt that is right.  record: as it is stored.  size: of `prompt_size`.  bare, toolless, formatless: whether
-    it takes what its job says for all."""
+    it takes what its job says for all.  pairable: see `may_give_a_pair`."""
 
     record: bytes
     key: str | None
     size: int
     chars: int
     bare: bool
+    pairable: bool
     asked: bool = True
     toolless: bool = True
     formatless: bool = True
@@ -458,7 +461,7 @@ def _plain(value: Any) -> _Line | None:
             return None
     if not 0 < len(messages) <= MESSAGES_MAX:
         return None
-    chars, bare = 0, True
+    chars, bare, asking = 0, True, []
     for message in messages:
         if type(message) is not dict or len(message) != 2:
             return None
@@ -468,9 +471,11 @@ def _plain(value: Any) -> _Line | None:
         chars += len(content)
         if role in _INSTRUCTIONS:
             bare = False
+        else:
+            asking.append(role)
     packed = _encode(messages)
     record = b'{"messages":' + packed + (b"}" if key is None else b',"key":' + _encode(key) + b"}")
-    return _Line(record, key, len(packed) + _SIZE_BESIDE_MESSAGES, chars, bare)
+    return _Line(record, key, len(packed) + _SIZE_BESIDE_MESSAGES, chars, bare, asking == ["user"])
 
 
 def _checked(value: Any, line: bytes) -> _Line | list[Fault]:
@@ -487,6 +492,7 @@ def _checked(value: Any, line: bytes) -> _Line | list[Fault]:
         size=prompt_size(prompt),
         chars=chars_of(prompt),
         bare=is_bare(prompt),
+        pairable=may_give_a_pair(prompt),
         asked=prompt.completion is None,
         toolless=not prompt.tools,
         formatless=not prompt.response_format,

@@ -23,6 +23,7 @@ from openai import DefaultHttpx2Client, OpenAI
 
 from api.schemas.job_requests import PromptIn
 from cli import embedded
+from shared.exports import may_give_a_pair
 from shared.ids import FileId, JobId
 from shared.lifecycle import JobStatus
 from shared.models import Prompt, PromptCounts
@@ -513,6 +514,10 @@ def test_a_million_keys_are_told_apart_in_few_bytes():
         saying("x", reference="y", key="k"),
         {"messages": [{"role": "user", "content": [{"type": "text", "text": "x"}]}]},
         {"messages": [{"role": "user", "name": "n", "content": "x"}]},
+        {"messages": [{"role": role, "content": "x"} for role in ("user", "assistant", "user")]},
+        {"messages": [{"role": role, "content": "x"} for role in ("system", "user", "developer")]},
+        {"messages": [{"role": "assistant", "content": "x"}]},
+        {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "https://x/a.png"}}]}]},
     ],
 )
 def test_a_line_is_stored_and_counted_as_the_prompt_it_is(prompt: Any):
@@ -531,6 +536,7 @@ def test_a_line_is_stored_and_counted_as_the_prompt_it_is(prompt: Any):
         longest_chars=chars_of(whole),
         longest_bare_chars=chars_of(whole) if is_bare(whole) else 0,
         unreferenced=int(whole.reference is None),
+        unpairable=int(not may_give_a_pair(whole)),
     )
 
 

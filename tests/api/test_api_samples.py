@@ -177,6 +177,27 @@ async def test_a_file_whose_prompts_lack_references_is_told_so_too(api: Api):
     assert "1 of 20" in problem["errors"][0]["detail"]
 
 
+@pytest.mark.parametrize(("conversations", "status"), [(15, 202), (16, 422)])
+async def test_a_file_whose_prompts_are_conversations_is_refused_for_dpo_before_anything_is_bought(
+    api: Api, conversations: int, status: int
+):
+    texts = [f"Ticket {n}: my invoice is wrong." for n in range(20)]
+    roles = [("user", "assistant", "user") if n < conversations else ("system", "user") for n in range(20)]
+    prompts = [[{"role": role, "content": text} for role in roles[n]] for n, text in enumerate(texts)]
+    body = "".join(json.dumps({"messages": messages}) + "\n" for messages in prompts)
+    file = (await api.http.post("/v1/files", content=body, headers={"Content-Type": "application/jsonl"})).json()
+    source = {"type": "file", "file_id": file["id"]}
+
+    answer = await api.http.post(
+        "/v1/jobs", json=a_request(students=[DPO], teacher=a_teacher(samples=3), source=source)
+    )
+
+    assert answer.status_code == status, answer.text
+    if status == 422:
+        assert (problem_of(answer)["code"], problem_of(answer)["param"]) == ("too_few_prompts", "source.file_id")
+        assert "have 4 of 20 that could give a pair for dpo" in answer.text
+
+
 async def test_enough_prompts_that_may_give_a_pair_and_two_samples_that_are_scored_are_taken(api: Api):
     few = changed(10, completion="Mine.")
     assert (await api.create(students=[DPO], teacher=a_teacher(samples=3), source=few))["object"] == "distillation.job"
