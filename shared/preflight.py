@@ -17,7 +17,7 @@ from msgspec.structs import replace
 
 from shared.errors import Fault, Forbidden
 from shared.ids import TenantId
-from shared.models import Advice, Catalogue, JobSpec, usd
+from shared.models import Advice, Catalogue, JobSpec, ListedModel, usd
 from shared.planning import Plan
 from shared.pricing import Prices
 from shared.retirement import parsed, retirement, retires_soon, training_closes
@@ -122,16 +122,19 @@ class Catalogues:
         return datetime.fromtimestamp(self._clock(), UTC).date()
 
     async def visible(self, provider: str, tenant: TenantId) -> tuple[Catalogue | None, set[str]]:
-        """(catalogue, fine-tuned models in it that the tenant's own jobs have made).  Others' are left out of it, and
-        so is every `ft:` model that no job has made: tenants share the account, not its contents."""
+        """(catalogue, fine-tuned models in it that the tenant's own jobs have made), the latest of them before the
+        provider's list is read again.  Others' are left out of it, and so is every `ft:` model that no job has made:
+        tenants share the account, not its contents."""
         found = await self.of(provider)
         if found is None:
             return None, set()
         owners = await self._store.catalogues.all_owners(provider)
         own = {name for name, owner in owners.items() if owner == tenant}
+        made = await self._store.catalogues.made_lately(provider) if found.outcome != "unlisted" else {}
+        lately = {name: ListedModel(created=at_ms // 1000) for name, at_ms in made.items()}
         models = {
             name: model
-            for name, model in found.models.items()
+            for name, model in (lately | found.models).items()
             if name in own or not (name in owners or name.startswith("ft:"))
         }
         return replace(found, models=models), own & models.keys()

@@ -41,7 +41,7 @@ async def list_models(
 ) -> Page[ModelOut]:
     """Models of the providers you may use, as a worker has read them in the last quarter of an hour, by name.
 
-    Of fine-tuned models only those that your own jobs have made."""
+    Of fine-tuned models only those that your own jobs have made, the latest too."""
     settings = services.settings.providers
     names = _usable(caller, list(settings))
     if provider is not None:

@@ -26,8 +26,7 @@ class ModelOut(Response):
     """id: of this list alone, `<provider>/<model>`; jobs name `provider` and `model`.  can_train: false when the
     provider takes no fine-tuning jobs or has retired the model; true is no promise, for which of its models a provider
     trains, only its own documentation says.  shutdown_date: the day it retires, "YYYY-MM-DD".  retired: that day has
-    come, by the provider's calendar.  fine_tuned: made by one of your jobs; a new one appears with the next reading of
-    the provider's list, within about 15 minutes, and can be named in jobs at once."""
+    come, by the provider's calendar.  fine_tuned: made by one of your jobs, and listed at once."""
 
     id: str
     object: Literal["model"]

@@ -17,6 +17,7 @@ from shared.store.connection import ask
 from shared.store.together import Together
 
 _KEPT_SECONDS: Final = 86_400
+_LATELY_MS: Final = 3_600_000  # by then, the provider lists a model that it has: it is read every quarter of an hour
 
 
 class CatalogueStore:
@@ -54,7 +55,15 @@ class CatalogueStore:
 
     async def forget_owner(self, provider: str, model: str) -> None:
         """The provider has deleted the model.  Not before: whose it is keeps it from everybody else's eyes."""
+        await ask(self._redis.zrem(keys.models_made_lately(provider), model))
         await ask(self._redis.hdel(keys.tuned_models(provider), model))
+
+    async def made_lately(self, provider: str) -> Mapping[str, int]:
+        """Fine-tuned models that jobs have made in the last hour, which the provider may not have listed yet, each with
+        the unix time in ms."""
+        since = int(time.time() * 1000) - _LATELY_MS
+        found = await ask(self._redis.zrangebyscore(keys.models_made_lately(provider), since, "+inf", withscores=True))
+        return {name.decode(): int(at_ms) for name, at_ms in found}
 
     async def all_owners(self, provider: str) -> Mapping[str, TenantId]:
         found = await ask(self._redis.hgetall(keys.tuned_models(provider)))

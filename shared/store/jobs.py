@@ -128,7 +128,11 @@ def _sources(job: Job, change: Change, lease: Lease | None) -> list[JobStatus] |
 def _trained(job: Job, tunes: Sequence[FineTune]) -> list[JsonObject]:
     """The fine-tuned models in a change, for whom to show them to."""
     return [
-        {"key": keys.tuned_models(student.provider), "model": tune.fine_tuned_model}
+        {
+            "key": keys.tuned_models(student.provider),
+            "lately": keys.models_made_lately(student.provider),
+            "model": tune.fine_tuned_model,
+        }
         for student, tune in zip(job.spec.students, tunes, strict=False)
         if tune.fine_tuned_model is not None
     ]

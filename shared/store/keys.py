@@ -166,6 +166,11 @@ def tuned_models(provider: str) -> str:
     return f"d:tuned:{provider}"
 
 
+def models_made_lately(provider: str) -> str:
+    """ZSET, fine-tuned models that our jobs have made, by unix ms.  Of the last hour; lives an hour after the last."""
+    return f"d:tuned:{provider}:lately"
+
+
 def spending(tenant: TenantId) -> str:
     """HASH, what all jobs of a tenant hold at this moment: reserved_nano.  Lives as long as the tenant."""
     return f"d:t:{tenant}:spending"

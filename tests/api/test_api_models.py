@@ -130,6 +130,38 @@ async def test_a_fine_tuned_model_is_shown_to_the_tenant_whose_job_made_it(api: 
     assert row["prices"]["input_usd"] == "0.8"
 
 
+async def test_a_tenants_new_model_is_listed_to_it_alone_before_the_providers_list_is_read_again(api: Api):
+    acme, rival = await as_tenant(api, ACME), await as_tenant(api, RIVAL)
+    await read(api)
+    public = await names(api, rival)
+
+    await tuned(api, acme)
+
+    assert await names(api, acme) == sorted([*public, f"openai/{TUNED}"])
+    assert await names(api, rival) == public
+    row = next(row for row in (await api.http.get("/v1/models", headers=acme)).json()["data"] if row["model"] == TUNED)
+    assert (row["fine_tuned"], abs(row["created"] - time.time()) < 60) == (True, True)
+    await api.store.catalogues.forget_owner("openai", TUNED)
+    assert await names(api, acme) == public
+
+
+async def test_a_model_that_the_provider_has_not_listed_within_the_hour_is_not_listed_any_more(api: Api):
+    acme = await as_tenant(api, ACME)
+    await read(api)
+    await tuned(api, acme)
+    await api.redis.zincrby(keys.models_made_lately("openai"), -3_600_001, TUNED)
+
+    assert f"openai/{TUNED}" not in await names(api, acme)
+
+
+async def test_a_provider_without_a_list_of_models_lists_no_new_one(api: Api):
+    acme = await as_tenant(api, ACME)
+    await read(api, outcome="unlisted")
+    await tuned(api, acme)
+
+    assert f"openai/{TUNED}" not in await names(api, acme)
+
+
 # --- at submit -------------------------------------------------------------------------------------------------------
 
 

@@ -17,7 +17,8 @@
 --   results     text for the results key, or null
 --   ends        true: `set.status` is terminal.  What is still reserved, for calls whose answers may yet come, then counts
 --               as unconfirmed of this day, so that nothing is reserved for ever; let_go_day remembers the day
---   models      list of {key, model}: fine-tuned models of the job's tenant, each to be entered under its key
+--   models      list of {key, lately, model}: fine-tuned models of the job's tenant, each to be entered under its key,
+--               and when it is new among those made in the last hour
 -- ARGV[3] tenant
 -- Returns {1, version} when done, {0, status} when the status does not allow it, {-1, status} when the fence is stale,
 -- {-2, ""} when there is no such job, {-3, status} when what is to be reserved would exceed the limit of the day.
@@ -94,7 +95,13 @@ end
 if change.set.expires_at_ms and change.set.expires_at_ms ~= "" then
   redis.call("ZADD", KEYS[3], change.set.expires_at_ms, "exp:" .. ARGV[1]) -- to be purged then
 end
-for _, tuned in ipairs(change.models) do redis.call("HSET", tuned.key, tuned.model, ARGV[3]) end
+for _, tuned in ipairs(change.models) do
+  if redis.call("HSET", tuned.key, tuned.model, ARGV[3]) == 1 then
+    redis.call("ZREMRANGEBYSCORE", tuned.lately, "-inf", now - 3600000)
+    redis.call("ZADD", tuned.lately, now, tuned.model)
+    redis.call("PEXPIRE", tuned.lately, 3600000)
+  end
+end
 if change.results ~= cjson.null then redis.call("SET", KEYS[6], change.results) end
 if change.progress then redis.call("HSET", KEYS[1], "takeovers", 0) end
 if change.release then redis.call("HSET", KEYS[1], "owner", "", "lease_until_ms", 0) end
