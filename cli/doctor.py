@@ -105,7 +105,7 @@ def read_settings(
         return None, "; ".join(
             f"{'.'.join(map(str, fault['loc'])) or 'settings'}: {fault['msg']}" for fault in error.errors()
         )
-    except OSError as error:
+    except (OSError, ValueError) as error:
         return None, str(error)
     if running is not None and running.sandbox_url is not None:
         own = {"base_url": running.sandbox_url, "api_key": "sk-sandbox"}

@@ -12,11 +12,12 @@ import socket
 import sys
 import threading
 import time
+import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any, Self
+from typing import Any, Final, Self
 
 import httpx2
 from dotenv import dotenv_values
@@ -28,6 +29,7 @@ API_PORT = 8600
 SANDBOX_PORT = 8601
 #: The sandbox retires models when OpenAI does; a calendar that stands still keeps the examples' models alive in it.
 SANDBOX_TODAY = "2026-11-22"
+_SANDBOX_FIELD: Final = "DISTILL_PROVIDERS__SANDBOX__"
 #: From the first process to /readyz, on a slow and busy machine.
 START_TIMEOUT_SECONDS = 90.0
 API_GRACE_SECONDS = 15.0  # open event streams are given 10
@@ -97,16 +99,28 @@ def children_environment(
             settings[f"{name}_FILE"] = str(path)
     if address.sandbox_url is not None:
         settings |= {
-            "DISTILL_PROVIDERS__SANDBOX__BASE_URL": address.sandbox_url,
-            "DISTILL_PROVIDERS__SANDBOX__API_KEY": "sk-sandbox",
-            "DISTILL_PROVIDERS__SANDBOX__PRICES": "openai",
-            "DISTILL_PROVIDERS__SANDBOX__CAN_STORE": "true",
-            "DISTILL_PROVIDERS__SANDBOX__CAN_BATCH": "true",
+            f"{_SANDBOX_FIELD}BASE_URL": address.sandbox_url,
+            f"{_SANDBOX_FIELD}API_KEY": "sk-sandbox",
         }
+        said = _fields_of_the_sandbox(environ)
+        for name, value in (("prices", "openai"), ("can_store", "true"), ("can_batch", "true")):
+            if name not in said:
+                settings[f"{_SANDBOX_FIELD}{name.upper()}"] = value
     checkout = Path(__file__).resolve().parent.parent
     if (checkout / "pyproject.toml").exists():
         settings["PYTHONPATH"] = os.pathsep.join(filter(None, (str(checkout), environ.get("PYTHONPATH"))))
     return settings
+
+
+def _fields_of_the_sandbox(environ: Mapping[str, str]) -> set[str]:
+    """What the user says of the sandbox, in the environment or in the file of providers."""
+    said = {name.removeprefix(_SANDBOX_FIELD).lower() for name in environ if name.startswith(_SANDBOX_FIELD)}
+    path = Path(environ.get("DISTILL_PROVIDERS_FILE") or os.devnull)
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8")).get("sandbox")
+    except (OSError, ValueError):
+        return said  # the API says what is wrong with the file
+    return said | set(table if isinstance(table, dict) else ())
 
 
 def programs(options: Options, address: Address, environment: Mapping[str, str]) -> list[Program]:

@@ -139,6 +139,57 @@ class SecretFiles(PydanticBaseSettingsSource):
         return {name: value for name, value in found.items() if value is not None}
 
 
+class ProviderTables(PydanticBaseSettingsSource):
+    """Providers that are built in, completed field by field by the file of tables; what the environment says of them
+    completes both."""
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
+        """What the environment says."""
+        said = self.current_state
+        return said.get(field_name, said.get(str(field.validation_alias))), field_name, False
+
+    def __call__(self) -> dict[str, Any]:
+        told = self._told("providers") or {}
+        tables = {"openai": self._openai()} if self._told("openai_api_key") else {}
+        if path := self._told("providers_file"):
+            for name, table in _tables(Path(path)).items():
+                tables[name] = _completed(tables.get(name, {}), table)
+        return {"providers": {name: _completed(table, told.get(name, {})) for name, table in tables.items()}}
+
+    def _told(self, name: str) -> Any:
+        return self.get_field_value(self.settings_cls.model_fields[name], name)[0]
+
+    def _openai(self) -> dict[str, Any]:
+        return {
+            "base_url": self._told("openai_base_url") or self.settings_cls.model_fields["openai_base_url"].default,
+            "api_key": self._told("openai_api_key"),
+            "webhook_secret": self._told("openai_webhook_secret") or None,
+            "prices": "openai",
+            "can_store": True,
+            "can_batch": True,
+            "training_closes": _OPENAI_TRAINING_CLOSES,
+        }
+
+
+def _tables(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _completed(table: dict[str, Any], by: Any) -> dict[str, Any]:
+    """A secret in a file is told instead of one in the table, and the other way round."""
+    if not isinstance(by, dict):
+        return table  # a provider given whole, or no table at all: whoever checks the settings says so
+    kept = {
+        name: value
+        for name, value in table.items()
+        if f"{name}_file" not in by and (not name.endswith("_file") or name.removesuffix("_file") not in by)
+    }
+    return kept | by
+
+
 class Settings(BaseSettings):
     """Read from DISTILL_… in the environment, DISTILL_…_FILE, and `.env`."""
 
@@ -258,35 +309,14 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        return init_settings, env_settings, SecretFiles(settings_cls), dotenv_settings
-
-    @model_validator(mode="after")
-    def _providers_complete(self) -> Self:
-        """One table of providers, whatever they were read from: later sources win over the file."""
-        merged: dict[str, ProviderSettings] = {}
-        if self.openai_api_key is not None:
-            merged["openai"] = ProviderSettings(
-                base_url=self.openai_base_url,
-                api_key=self.openai_api_key,
-                webhook_secret=self.openai_webhook_secret,
-                prices="openai",
-                can_store=True,
-                can_batch=True,
-                training_closes=_OPENAI_TRAINING_CLOSES,
-            )
-        if self.providers_file is not None:
-            tables = tomllib.loads(self.providers_file.read_text(encoding="utf-8"))
-            merged |= {name: ProviderSettings.model_validate(table) for name, table in tables.items()}
-        merged |= self.providers
-        object.__setattr__(self, "providers", merged)
-        return self
+        secrets = SecretFiles(settings_cls)
+        return init_settings, env_settings, secrets, dotenv_settings, ProviderTables(settings_cls)
 
     @model_validator(mode="after")
     def _tenants_complete(self) -> Self:
         """As with providers, later sources win over the file."""
         if self.tenants_file is not None:
-            tables = tomllib.loads(self.tenants_file.read_text(encoding="utf-8"))
-            read = {name: TenantSettings.model_validate(table) for name, table in tables.items()}
+            read = {name: TenantSettings.model_validate(table) for name, table in _tables(self.tenants_file).items()}
             object.__setattr__(self, "tenants", read | self.tenants)
         return self
 
