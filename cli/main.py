@@ -255,6 +255,10 @@ def create_key(
     scope: Annotated[list[str], typer.Option(help="What it may do, such as jobs:write; repeat for several.")],
     tenant: Annotated[str | None, typer.Option(help="Whose jobs it sees.  [default: the admin key's own]")] = None,
     name: Annotated[str | None, typer.Option(help="What you will know it by.")] = None,
+    provider: Annotated[
+        list[str] | None,
+        typer.Option(help="What its jobs may name; repeat for several.  [default: all that the tenant may]"),
+    ] = None,
     as_json: AsJson = False,
     url: Url = None,
     api_key: ApiKey = None,
@@ -262,12 +266,15 @@ def create_key(
 ) -> None:
     """Make a key, and show it this once.  It is the only line on stdout."""
     with Api(find_endpoint(url, api_key, data_dir)) as api:
-        made = api.post("/v1/api_keys", {"tenant": tenant, "scopes": scope, "name": name})
+        body = {"tenant": tenant, "scopes": scope, "name": name, "providers": provider or None}
+        made = api.post("/v1/api_keys", body)
     if as_json:
         _print_json(made)
         return
     typer.echo(made["key"])
-    typer.echo(f"{made['id']} of tenant {made['tenant']} ({', '.join(made['scopes'])}); not shown again.", err=True)
+    held = f", at {', '.join(made['providers'])} alone" if made["providers"] else ""
+    may = f"{', '.join(made['scopes'])}{held}"
+    typer.echo(f"{made['id']} of tenant {made['tenant']} ({may}); not shown again.", err=True)
 
 
 @keys_app.command("list")
