@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -82,3 +84,35 @@ def test_a_demo_that_is_stopped_midway_leaves_nothing_behind(prompts: Path, temp
     time.sleep(0.1)
     assert processes_in(temporary) == []
     assert list(temporary.iterdir()) == []
+
+
+def test_what_a_kept_demo_prints_can_be_pasted_into_a_shell(prompts: Path, temporary: Path) -> None:
+    for program in ("bash", "curl"):
+        if shutil.which(program) is None:
+            pytest.skip(f"there is no {program} here")
+    process = demo(prompts, temporary, "--keep")
+    try:
+        said = list(itertools.takewhile(lambda line: "Running until Ctrl-C" not in line, process.stdout))
+        lines = [line.strip() for line in said if line.strip().startswith(("export ", "curl "))]
+        assert len(lines) == 5, "".join(said)
+
+        pasted = "\necho; echo ----\n".join(lines)
+        bash = ("bash", "-euo", "pipefail", "-c", pasted)
+        shell = subprocess.run(bash, capture_output=True, check=True, text=True, timeout=30)
+        _, job, completions, dataset, results = shell.stdout.split("----\n")
+        assert json.loads(job)["status"] == "succeeded"
+        assert len(json.loads(completions)["data"]) == 3
+        examples = [json.loads(line) for line in dataset.strip().split("\n")]
+        assert len(examples) == json.loads(job)["dataset"]["train"]
+        assert all(example["messages"] for example in examples)
+        assert json.loads(results)["students"]
+
+        process.send_signal(signal.SIGTERM)
+        last, _ = process.communicate(timeout=60)
+        assert process.returncode == 0, last
+        assert [path.name.startswith("distill-demo-") for path in temporary.iterdir()] == [True], "its data stay"
+        if Path("/proc/self/cmdline").exists():
+            assert processes_in(temporary) == []
+    finally:
+        process.kill()  # where it still runs; what it started ends with it
+        process.wait()
