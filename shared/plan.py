@@ -105,11 +105,15 @@ def _in_round(name: str, number: int) -> str:
 
 
 def evaluation_plans(job: Job) -> list[PassPlan]:
-    """Base and distilled student of every student that is trained, on the holdout."""
+    """Base and distilled student of every student, on the holdout.  Where a student has ended without a model, there is
+    nothing to hold its base against, so nobody asks it."""
     latest = evaluation_rounds(job)
     params = {name: value for name, value in job.spec.teacher.params.items() if name not in _TEACHER_ONLY}
     plans = []
     for i, (student, tune) in enumerate(zip(job.spec.students, job.fine_tunes, strict=False)):
+        answering = answering_model(student, tune)
+        if tune.step == "ended" and answering is None:
+            continue
         base = PassPlan(
             _in_round(f"base-{i}", latest),
             1 + 2 * i,
@@ -127,7 +131,7 @@ def evaluation_plans(job: Job) -> list[PassPlan]:
                 base, provider=deployed.provider, model=deployed.base_model, priced_as=student.model
             )
         plans.append(base)
-        if (answering := answering_model(student, tune)) is not None:
+        if answering is not None:
             provider, model = answering
             plans.append(
                 msgspec.structs.replace(

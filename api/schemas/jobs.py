@@ -118,6 +118,12 @@ class EndpointOut(Response):
 
 
 class StudentOut(Response):
+    """status: null before training; then the provider's word for its fine-tuning job (`validating_files`, `queued`,
+    `running`, `succeeded`, `failed`, `cancelled`, …), or one of ours: `not_submitted` (too few pairs for dpo, so it is
+    not trained), `refused` (the provider took no such job), `awaiting_deployment` (its owner deploys it), `deleted`
+    (the fine-tuning job is gone at the provider), `cancelled` (with the job).  error: why it ended without a model;
+    then neither it nor its base is evaluated."""
+
     provider: str
     model: str
     method: str

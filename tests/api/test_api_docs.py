@@ -15,6 +15,7 @@ from api_kit import ADMIN_KEY
 from test_api_on_a_real_store import process  # noqa: F401  # a fixture
 
 from api.schemas.api_keys import Scope
+from api.schemas.jobs import StudentOut
 
 PAGE = (Path(__file__).parents[2] / "docs" / "api.md").read_text(encoding="utf-8")
 SNIPPETS = dict(re.findall(r"^```\w+ (\w+)\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL))
@@ -52,3 +53,9 @@ def test_the_snippets_do_what_the_page_says(process: tuple[subprocess.Popen[byte
 
 def test_every_scope_is_explained():
     assert [scope for scope in get_args(Scope) if f"| `{scope}` |" not in PAGE] == []
+
+
+@pytest.mark.parametrize("status", ["not_submitted", "refused", "awaiting_deployment", "deleted", "cancelled"])
+def test_every_status_that_we_give_a_student_is_explained(status: str):
+    assert f"| `{status}` |" in PAGE
+    assert f"`{status}`" in (StudentOut.__doc__ or "")

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+from collections import Counter
 
 import pytest
 from builders import a_prompt, accepted, loaded, now_ms, prompts
@@ -40,8 +41,10 @@ class Sampler(ScriptedTeacher):
         self.rate = rate
         self.samples = []
         self.rated = []
+        self.models = Counter()  # how often each was asked
 
     async def complete(self, request):
+        self.models[request.body["model"]] += 1
         text = request.body["messages"][-1]["content"]
         material = json.loads(text) if text.startswith("{") else {}
         if "answer" in material:
@@ -235,7 +238,8 @@ async def test_too_few_pairs_end_the_job_before_anything_is_trained(store):
 
 async def test_too_few_pairs_end_the_student_that_needs_them_and_no_other(store):
     lab = Lab(Sampler(rate=lambda n: 0.5))
-    students = [DPO, Student(provider="lab", model="gpt-4.1-nano"), DPO]
+    alone = replace(DPO, model="left-alone")
+    students = [alone, Student(provider="lab", model="gpt-4.1-nano"), alone]
 
     ended = await finished(store, lab, a_sampled_job(students=students, curation={"grader": JUDGE}), prompts(25))
 
@@ -247,6 +251,8 @@ async def test_too_few_pairs_end_the_student_that_needs_them_and_no_other(store)
     assert [each.error.param for each in (first, last)] == ["students.0.method", "students.2.method"]
     assert other.status == "succeeded"
     assert [request.method for request in lab.the_trainer.submitted] == ["supervised"]
+    assert lab.the_teacher.models["gpt-4.1-nano"] == ended.manifest.holdout
+    assert "left-alone" not in lab.the_teacher.models, "nobody pays for a base without its student"
 
 
 async def test_what_rating_costs_is_told_apart(store, tmp_path):
