@@ -121,3 +121,19 @@ async def test_a_training_that_is_to_fail_at_the_budget_names_the_sum(store, pri
 
     assert (ended.status, ended.error.code) == (S.FAILED, "cost_above_limit")
     assert "Training may cost up to 0.000005 dollars" in ended.error.message
+
+
+@pytest.mark.parametrize(("limit_nano", "tells"), [(TRAINING_NANO * 5 // 4, ["0"]), (TRAINING_NANO * 5 // 4 + 1, [])])
+async def test_a_training_under_way_counts_as_used_when_the_owner_is_told_of_80_percent(
+    store, prices, limit_nano, tells
+):
+    lab = Lab(trainer=ScriptedTrainer(), prices="lab")
+    lab.the_trainer.status = "running"
+    job, engine = await about_to_train(store, limit_nano), an_engine(store, lab, prices=prices)
+
+    await rung(store, engine, job, times=5)
+
+    assert (await loaded(store, job.id)).fine_tunes[0].reserved_nano == TRAINING_NANO
+    events = await store.jobs.events(job.id, after=0, limit=100)
+    assert [event.data["spent_usd"] for event in events if "threshold_percent" in event.data] == tells
+    assert (await loaded(store, job.id)).money.told_share == (80 if tells else 0)
