@@ -8,7 +8,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from tests.system import STUDENT, TEACHER, System
+from tests.system import STUDENT, TEACHER, System, a_ticket
 
 JUDGE = "gpt-5.4"
 PROMPTS = 48
@@ -83,3 +83,28 @@ def _listed(system: System, path: str, **query: Any) -> list[dict[str, Any]]:
     page = system.client.get(path, params={"limit": 100, **query}).raise_for_status().json()
     found: list[dict[str, Any]] = page["data"]
     return found
+
+
+def test_what_a_curating_decided_can_be_read_where_it_failed_the_job(tmp_path: Path) -> None:
+    with System(tmp_path) as system:
+        system.start_worker()
+        prompts = [{"key": f"t-{n}", "messages": [{"role": "user", "content": a_ticket(n % 6)}]} for n in range(20)]
+        source = {"type": "inline", "prompts": prompts}
+        path = f"/v1/jobs/{system.submit(source=source, curation={'min_accepted': 10})['id']}"
+        job = system.finished(path.rpartition("/")[2])
+        assert (job["status"], job["error"]["code"], job["error"]["stage"]) == (
+            "failed",
+            "too_few_accepted",
+            "curating",
+        )
+
+        manifest = system.client.get(f"{path}/dataset/manifest").raise_for_status().json()
+        assert manifest["counts"]["rejected"] == {"duplicate": 14}
+        assert sum(manifest["counts"][split] for split in ("train", "validation", "holdout")) == 6
+        for file in manifest["files"]:
+            query = {"split": file["split"], "format": file["format"]}
+            dataset = system.client.get(f"{path}/dataset", params=query).raise_for_status()
+            assert int(dataset.headers["X-Line-Count"]) == file["lines"] == len(dataset.text.splitlines())
+            head = system.client.head(f"{path}/dataset", params=query).raise_for_status()
+            assert head.headers["X-Line-Count"] == dataset.headers["X-Line-Count"]
+        assert {file["split"] for file in manifest["files"]} >= {"train", "holdout"}
