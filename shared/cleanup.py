@@ -20,6 +20,7 @@ _RETRY_CAP_SECONDS: Final = 3_600.0
 class Kind(StrEnum):
     """Of a remnant; says how to be rid of it."""
 
+    TRAININGS = "trainings"  #: fine-tuning jobs of a training file, to be looked up: a submission whose answer was lost
     TRAINING = "training"  #: a fine-tuning job that may still run, to be cancelled
     TRAINED = "trained"  #: a fine-tuning job: once it has ended, its result files and all its models are known
     FILE = "file"  #: training or validation examples, or what a training wrote of its steps

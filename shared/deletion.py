@@ -8,7 +8,7 @@ from typing import Final
 from msgspec.structs import replace
 
 from shared.cleanup import Cleanup, Kind, Remnant, with_models
-from shared.models import Delivery, Job
+from shared.models import Delivery, FineTune, Job
 from shared.notices import deliveries_for
 from shared.plan import our_metadata, teacher_plan
 from shared.store import Store
@@ -62,7 +62,16 @@ def _models(job: Job) -> Iterator[Remnant]:
                 yield Remnant(kind=Kind.MODEL, provider=student.provider, id=model)
 
 
+def _may_be_lost(tune: FineTune) -> bool:
+    """Whether a fine-tuning job may be at the provider whose id nobody has noted."""
+    answered = tune.fine_tuning_job_id is not None or tune.status == "refused"
+    return tune.submissions > answered
+
+
 def _of_training(job: Job) -> Iterator[Remnant]:
+    for student, tune in zip(job.spec.students, job.fine_tunes, strict=False):
+        if tune.training_file and _may_be_lost(tune):
+            yield Remnant(kind=Kind.TRAININGS, provider=student.provider, id=tune.training_file)
     for student, tune in zip(job.spec.students, job.fine_tunes, strict=False):
         if tune.fine_tuning_job_id and tune.step != "ended":
             yield Remnant(kind=Kind.TRAINING, provider=student.provider, id=tune.fine_tuning_job_id)

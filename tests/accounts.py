@@ -70,13 +70,21 @@ class Account:
     async def cancel(self, id_: str) -> None:
         with self._call("cancel", id_):
             self.cancelled.append(id_)
+            if id_ in self.trainings:
+                self.trainings[id_] = msgspec.structs.replace(
+                    self.trainings[id_], status="cancelled", state="cancelled"
+                )
             if id_ in self.batches:
                 self.batches[id_] = msgspec.structs.replace(self.batches[id_], state="over", output_file="out-late")
                 self.files["out-late"] = "batch_output.jsonl"
 
-    async def find(self, metadata: dict[str, str], input_file: str, *, not_before: int) -> list[Batch]:
-        with self._call("find"):
-            return [batch for batch in self.batches.values() if metadata.items() <= batch.metadata.items()]
+    async def find(self, metadata: dict[str, str], training_file: str, *, not_before: int) -> list[TrainingJob]:
+        with self._call("find", training_file):
+            return [
+                job
+                for job in self.trainings.values()
+                if metadata.items() <= job.metadata.items() or job.training_file == training_file
+            ]
 
     async def poll(self, id_: str) -> Batch | TrainingJob | None:
         with self._call("poll", id_):
@@ -115,6 +123,10 @@ class _Batcher:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._account, name)
+
+    async def find(self, metadata: dict[str, str], input_file: str, *, not_before: int) -> list[Batch]:
+        with self._account._call("find"):
+            return [batch for batch in self._account.batches.values() if metadata.items() <= batch.metadata.items()]
 
     async def find_files(self, prefix: str, *, not_before: int) -> list[str]:
         with self._account._call("find_files", prefix):

@@ -211,6 +211,8 @@ class _Look:
                 return gone, ()
             case Kind.BATCH_FILE:
                 return await self._providers.batcher(provider).delete_file(id_), ()
+            case Kind.TRAININGS:
+                return 0, await self._lost_trainings(remnant)
             case Kind.TRAINING:
                 await self._providers.trainer(provider).cancel(id_)
                 return 0, ()
@@ -231,6 +233,18 @@ class _Look:
             case Kind.STORED:
                 await self._delete_stored(remnant)
                 return 0, ()
+
+    async def _lost_trainings(self, remnant: Remnant) -> Sequence[Remnant]:
+        """Those that a submission has made whose answer was lost, told as when a worker adopts one."""
+        note = self._cleanup
+        mine = {"distillation_job_id": str(note.job_id)}
+        jobs = await self._providers.trainer(remnant.provider).find(mine, remnant.id, not_before=note.not_before)
+        if not jobs and self._now_ms() < note.ended_at_ms + self._limits.lag_seconds * 1000:
+            raise _NotYet
+        ids = [job.id for job in jobs]
+        noted = list(dict.fromkeys([*note.fine_tuning_jobs, *ids]))
+        await self._keep(replace(note, fine_tuning_jobs=noted))
+        return [*_named(Kind.TRAINING, remnant.provider, ids), *_named(Kind.TRAINED, remnant.provider, ids)]
 
     async def _left_by_training(self, remnant: Remnant) -> Sequence[Remnant]:
         """Its result files, its model and its checkpoints, once it has ended."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+from typing import Any, Final, Literal, Self
 
 from api.schemas.common import Response, seconds
 from api.schemas.training import CheckpointOut
@@ -562,6 +562,9 @@ def _deleted(cleanup: Cleanup | None) -> DeletedAtProvider:
     )
 
 
+_NAMING_FILES: Final = {Kind.FILES, Kind.BATCH_FILES, Kind.BATCHES, Kind.BATCH, Kind.TRAININGS, Kind.TRAINED}
+
+
 def _left(cleanup: Cleanup | None) -> LeftAtProvider:
     left = [] if cleanup is None else cleanup.left
     kinds = {remnant.kind for remnant in left}
@@ -570,6 +573,6 @@ def _left(cleanup: Cleanup | None) -> LeftAtProvider:
         fine_tuning_jobs=[] if cleanup is None else cleanup.fine_tuning_jobs,
         fine_tuned_models=[remnant.id for remnant in left if remnant.kind is Kind.MODEL],
         stored_completions=Kind.STORED in kinds,
-        unlisted_files=bool(kinds & {Kind.FILES, Kind.BATCH_FILES, Kind.BATCHES, Kind.BATCH, Kind.TRAINED}),
-        unlisted_models=Kind.TRAINED in kinds,
+        unlisted_files=bool(kinds & _NAMING_FILES),
+        unlisted_models=bool(kinds & {Kind.TRAININGS, Kind.TRAINED}),
     )

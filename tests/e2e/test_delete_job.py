@@ -122,3 +122,30 @@ def test_a_deleted_job_leaves_a_receipt_and_nothing_else_wherever_a_worker_dies(
         assert CANARY not in system.logs()
         system.sandbox.kill()
         assert CANARY not in everything_at(provider)
+
+
+def test_a_fine_tune_whose_submission_was_lost_is_stopped_when_its_job_is_deleted(tmp_path: Path) -> None:
+    with System(tmp_path, settings={"STAGE_ATTEMPTS_MAX": "2"}, training_seconds=600) as system:
+        lost = {"match": {"method": "POST", "path": "/fine_tuning/jobs"}, "fault": {"kind": "drop_after_work"}}
+        at_list = {"method": "GET", "path": "/fine_tuning/jobs"}
+        away = {"match": at_list, "probability": 1.0, "fault": {"kind": "server_error"}}
+        system.sandbox.faults([lost])
+        system.start_worker()
+        job_id = system.submit(prompts=20)["id"]
+        system.until(lambda: system.sandbox.ledger()["fine_tuning_jobs_created"], "the fine-tuning job is made")
+        system.sandbox.faults([away])  # before anybody looks for it
+        system.client.post(f"/v1/jobs/{job_id}/cancel").raise_for_status()
+        job = system.finished(job_id)
+        assert (job["status"], job["students"][0]["fine_tuning_job_id"]) == ("cancelled", None)
+        system.sandbox.clear_faults()
+        [left] = listed(system, "fine_tuning/jobs")
+        assert left["status"] in {"queued", "validating_files", "running"}, "nobody could stop it"
+
+        path = f"/v1/jobs/{job_id}"
+        receipt = system.until(
+            lambda: (answer := system.client.delete(path)).status_code == 200 and answer.json(), "the job is purged"
+        )
+
+        assert receipt["purged"]["left_at_provider"]["fine_tuning_jobs"] == [left["id"]]
+        assert [training["status"] for training in listed(system, "fine_tuning/jobs")] == ["cancelled"]
+        assert listed(system, "files") == []

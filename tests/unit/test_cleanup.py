@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from builders import a_job, a_spec
+from msgspec.structs import replace
 
 from shared.cleanup import Cleanup, Kind, Remnant, after_failed_look, gone, with_models
 from shared.deletion import cleanup_of
@@ -31,6 +32,23 @@ def test_a_job_that_broke_off_in_an_upload_may_have_left_a_file_that_nobody_note
 def test_a_batch_whose_submission_was_lost_is_looked_up() -> None:
     job = a_job(status=JobStatus.FAILED, batches=[BatchRun(step="intent", input_file="file-in")])
     assert kinds(job) == ["batch_file", "batches", "batch_files"]
+
+
+@pytest.mark.parametrize(
+    ("tune", "looked_up"),
+    [
+        (FineTune(step="intent", submissions=1), True),
+        (FineTune(step="ended", status="cancelled", submissions=1), True),
+        (FineTune(step="ended", status="succeeded", submissions=1, fine_tuning_job_id="ftjob-1"), False),
+        (FineTune(step="ended", status="succeeded", submissions=2, fine_tuning_job_id="ftjob-1"), True),
+        (FineTune(step="ended", status="refused", submissions=1), False),
+        (FineTune(step="uploaded"), False),
+    ],
+)
+def test_a_fine_tune_whose_submission_was_lost_is_looked_up_first(tune: FineTune, looked_up: bool) -> None:
+    found = kinds(a_job(status=JobStatus.FAILED, fine_tunes=[replace(tune, training_file="file-1")]))
+    assert ("trainings" in found) is looked_up
+    assert found.index("trainings" if looked_up else "file") < found.index("files")
 
 
 def test_what_may_still_train_is_stopped_before_anything_is_deleted() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from types import MappingProxyType
 from typing import Any
 
 import msgspec
@@ -74,19 +75,28 @@ def left_in(account: Account) -> tuple[set[str], set[str], set[str]]:
     return set(account.files), account.models, set(account.stored)
 
 
-async def a_deleted_job(store: Store, account: Account, *, delete_models: bool = False, completions: int = 5) -> Job:
+async def a_deleted_job(
+    store: Store,
+    account: Account,
+    *,
+    delete_models: bool = False,
+    completions: int = 5,
+    tune: Any = MappingProxyType({}),
+) -> Job:
+    """tune: what is different of its fine-tune."""
     teacher = Teacher(provider="lab", model="gpt-4.1", mode="batch")
     job = await accepted(store, a_job(spec=a_spec(store=True, teacher=teacher)), prompts(3))
     job = await standing_at(store, job, JobStatus.SUCCEEDED)
-    tune = FineTune(
+    trained = FineTune(
         step="ended",
         training_file="file-train",
         validation_file="file-check",
         fine_tuning_job_id="ftjob-1",
         fine_tuned_model="ft:ours",
     )
+    trained = msgspec.structs.replace(trained, **tune)
     run = BatchRun(step="ended", batch_id="batch-1", input_file="file-in")
-    made = {"stage": Stage.EVALUATING, "finished_at_ms": now_ms(), "fine_tunes": [tune], "batches": [run]}
+    made = {"stage": Stage.EVALUATING, "finished_at_ms": now_ms(), "fine_tunes": [trained], "batches": [run]}
     await store.jobs.change(job, Change(set=made))
     kept_by(account, job, completions=completions)
     job = await loaded(store, job.id)
@@ -384,6 +394,34 @@ def a_training(status: str, **changes: Any) -> TrainingJob:
         id="ftjob-1", status=status, state=status, created_at=2_000_000_000, training_file="file-train", metadata={}
     )
     return msgspec.structs.replace(job, **changes)
+
+
+LOST = {"fine_tuning_job_id": None, "fine_tuned_model": None, "submissions": 1}
+
+
+@pytest.mark.parametrize("keeps_metadata", [True, False])
+async def test_a_training_whose_submission_was_lost_is_stopped_and_told_of(
+    store: Store, client: Any, keeps_metadata: bool
+):
+    account, clock = Account(), Clock()
+    job = await a_deleted_job(store, account, delete_models=True, tune=LOST)
+    cleaner = a_cleaner(store, account, clock, lag_seconds=60)
+    await make_due(client, job)
+    await cleaner.clean(job.id)
+    assert "trainings" in [remnant.kind for remnant in (await note_of(store, job)).remnants], "it may yet show"
+
+    metadata = {"distillation_job_id": job.id, "student": "0"} if keeps_metadata else {}
+    lost = a_training("running", id="ftjob-lost", metadata=metadata, result_files=["file-metrics"])
+    foreign = a_training("running", id="ftjob-foreign", training_file="file-foreign")
+    account.trainings = {"ftjob-lost": lost, "ftjob-foreign": foreign}
+    account.checkpoint_models = {"ftjob-lost": ["ft:ours"]}
+    account.files["file-metrics"] = "step_metrics.csv"
+    clock.ahead_seconds = 61
+    note = await cleaned(client, cleaner, store, job)
+
+    assert account.cancelled == ["ftjob-lost"]
+    assert left_in(account) == FOREIGN
+    assert (note.left, note.fine_tuning_jobs) == ([], ["ftjob-lost"])
 
 
 @pytest.mark.parametrize("at_once", [True, False])
