@@ -9,12 +9,12 @@ import base64
 import hashlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from typing import Any, Final, Literal, TypeAlias, cast
+from typing import Any, Final, Literal, TypeAlias
 
 import msgspec
 
 from api.schemas.jobs import CompletionOut, JobError, UsageOut
-from shared.curation import Curator, Reason, Sample, SplitName, assistant_message
+from shared.curation import Curator, Sample, SplitName, assistant_message
 from shared.errors import BadRequest, Fault, JobNotFinished, NotFound, ProviderError, ValidationFailed
 from shared.exports import Format, formats_of, lines_of, split_of_all
 from shared.ids import locate_completion
@@ -118,7 +118,7 @@ def _shown(
         prompt_key=prompt.key,
         prompt_index=kept.index if prompt.origin is None else prompt.origin,
         status=decision.status if decision else arrived,
-        reason=cast("Reason | None", decision.reason if decision else kept.reason),
+        reason=decision.reason if decision else kept.reason,
         split=decision.split if decision else ("holdout" if on_holdout else None),
         messages=prompt.messages,
         output=message,

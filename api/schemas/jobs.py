@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Final, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self, get_args
+
+from pydantic import WithJsonSchema
 
 from api.schemas.common import Response, seconds
 from api.schemas.training import CheckpointOut
@@ -454,6 +456,10 @@ class UsageOut(Response):
     reasoning_tokens: int
 
 
+#: Shown as it is stored: while versions change, a worker may be newer than the API and know a reason that it does not.
+ShownReason = Annotated[str, WithJsonSchema({"type": "string", "enum": list(get_args(Reason))})]
+
+
 class CompletionOut(Response):
     """output: the model's message as it came; null when there was none.  sample: which of the teacher's answers to the
     prompt, null for other roles.  score: what curating gave it, or a judge's reply gives; null when there is none.
@@ -467,7 +473,7 @@ class CompletionOut(Response):
     prompt_key: str | None
     prompt_index: int
     status: Literal["accepted", "rejected", "failed"]
-    reason: Reason | None
+    reason: ShownReason | None
     split: SplitName | None
     messages: list[dict[str, Any]]
     output: dict[str, Any] | None

@@ -7,13 +7,16 @@ import hashlib
 import json
 from typing import Any
 
+import msgspec
 import pytest
 from api_kit import Api, answer_all, begin, curate, loaded, problem_of
 
 from shared.ids import new_event_id
 from shared.lifecycle import JobStatus
-from shared.models import Event
-from shared.store.jobs import Change
+from shared.models import Decision, Event
+from shared.store import keys
+from shared.store.content import pack_completion
+from shared.store.jobs import TEACHER, Change
 
 pytestmark = pytest.mark.anyio
 
@@ -186,6 +189,26 @@ async def test_completions_are_filtered_also_across_pages(api: Api):
     splits = [len(await every_page(api, path, split=split)) for split in ("train", "validation", "holdout")]
     assert sum(splits) == 20
     assert all(splits)
+
+
+@pytest.mark.parametrize("curated", [False, True])
+async def test_a_reason_that_a_newer_worker_has_written_is_shown_as_it_is(api: Api, curated: bool):
+    job = await begin(api, await api.create())
+    await answer_all(api, job)
+    kept = await api.store.content.completion(job.id, TEACHER, 0, 2)
+    assert kept is not None
+    if curated:
+        decision = Decision(status="rejected", split="train", reason="too_new")
+        await api.store.content.put_decisions(job.id, 0, [decision] * 20)
+    else:
+        blob = pack_completion(msgspec.structs.replace(kept, reason="too_new"))
+        await api.redis.hset(keys.completions(job.id, TEACHER, 0), "2", blob)
+    path = f"/v1/jobs/{job.id}/completions"
+
+    listed, one = (await every_page(api, path))[2], await api.http.get(f"{path}/{kept.id}")
+
+    assert (listed["status"], listed["reason"]) == ("rejected", "too_new")
+    assert (one.status_code, one.json()) == (200, listed)
 
 
 # --- the dataset and the verdict -------------------------------------------------------------------------------------
