@@ -27,7 +27,7 @@ from shared.store.passes import PassId
 from worker.completions import job_error
 from worker.outcomes import Done, Fail, Outcome, Pause, Resume, Stopped, Wait
 from worker.stages import Save, StageStep, Tools
-from worker.stages.batch import stop_batches
+from worker.stages.batches.rounds import stop_batches
 from worker.stages.curate import curate
 from worker.stages.deployments import is_told
 from worker.stages.evaluate import evaluate

@@ -18,7 +18,8 @@ from shared.settings import ProviderSettings, Settings
 from shared.store.jobs import Change
 from worker.outcomes import Done, Fail, Pause, Wait
 from worker.stages import Tools
-from worker.stages.batch import BatchLimits, Room, after_line, generate_by_batches, read_line, stop_batches
+from worker.stages.batches.lines import BatchLimits, Room, after_line, read_line
+from worker.stages.batches.rounds import generate_by_batches, stop_batches
 
 pytestmark = pytest.mark.anyio
 PRICES = '[lab."*"]\ninput = "1"\noutput = "1"\n'  # 1,000 nano-dollars a token

@@ -10,7 +10,7 @@ from shared.plan import PassPlan, teacher_plans
 from shared.store.passes import Halt, PassId
 from worker.outcomes import Done, Fail, Outcome, Pause, Wait
 from worker.stages import Save, Tools
-from worker.stages.batch import generate_by_batches
+from worker.stages.batches.rounds import generate_by_batches
 from worker.stages.preflight import preflight
 from worker.stages.stored import read_stored
 
