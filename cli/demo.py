@@ -26,7 +26,7 @@ from cli.stack import Options, Stack
 TEACHER = "gpt-6.1-sol"
 STUDENT = "gpt-4.1-mini-2025-04-14"
 INLINE_PROMPTS_MAX = 1000
-POLL_SECONDS = 0.25
+POLL_SECONDS = 0.25  # progress that looks live, at four cheap reads a second
 TERMINAL = frozenset({"succeeded", "failed", "cancelled"})
 
 Json = dict[str, Any]
@@ -168,7 +168,7 @@ def follow(api: Api, job: Json, console: Console, *, timeout_seconds: float) -> 
                 raise DemoFailed(
                     f"Not finished after {render.seconds(timeout_seconds)}: {render.where_it_stands(job)}."
                 )
-            time.sleep(POLL_SECONDS)
+            time.sleep(POLL_SECONDS)  # one person watches one job: a stream would save nothing here
             job = api.get(f"/v1/jobs/{job['id']}")
 
 

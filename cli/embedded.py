@@ -100,7 +100,7 @@ class Embedded:
         while not self._gone():
             if time.monotonic() > deadline:
                 return False
-            time.sleep(0.01)
+            time.sleep(0.01)  # the server may not be our child, and only a child can be waited for
         return True
 
     def _gone(self) -> bool:
@@ -143,7 +143,7 @@ def start(data_dir: Path, *, timeout_seconds: float = 20.0) -> Embedded:
                 return Embedded(data_dir, socket, pid, _owner_lock=_try_lock(data_dir / "owner.lock"))
             if time.monotonic() > deadline:
                 raise EmbeddedError(f"A Valkey server holds {data_dir / 'store'} but does not answer on {socket}.")
-            time.sleep(0.02)
+            time.sleep(0.02)  # another process starts it, and tells nobody when its socket answers
     except OSError as error:
         raise EmbeddedError(f"The data directory {data_dir} cannot be used: {error}.") from error
 
@@ -237,7 +237,7 @@ def _pid_once_up(process: subprocess.Popen[bytes], socket: Path, data_dir: Path,
             raise EmbeddedError(f"Valkey did not start: {_last_line(data_dir / 'logs' / 'redis.log')}")
         if time.monotonic() > deadline:
             raise EmbeddedError(f"Valkey was started but does not answer on {socket}.")
-        time.sleep(0.01)
+        time.sleep(0.01)  # it does not say when its data are loaded: it is asked, and up within 0.1 s
     return pid
 
 

@@ -254,7 +254,7 @@ class Stack:
                         f"Not ready after {START_TIMEOUT_SECONDS:g} s: {', '.join(waiting)}.  "
                         f"Logs: {self.options.data_dir / 'logs'}"
                     )
-                time.sleep(0.05)
+                time.sleep(0.05)  # a start is waited for by a person; programs say by answering that they are up
 
     def _keep_store(self) -> None:
         if self._store is None or self._store.alive() or time.monotonic() < self._store_retry_at:

@@ -140,7 +140,7 @@ class Supervisor:
                 if time.monotonic() > deadline or self.hurry.is_set():
                     self._say(f"{alike[0].program.name} had to be killed.")
                     break
-                time.sleep(0.02)
+                time.sleep(0.02)  # several children at once, and a second Ctrl-C, are waited for together
             for child in alike:
                 child.kill()
                 child.close()

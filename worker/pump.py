@@ -139,7 +139,7 @@ class Pump:
             if time.monotonic() > deadline:
                 _log.warning("pump_stopped_with_calls_in_flight", calls=self.in_flight)
                 break
-            await asyncio.sleep(0.02)
+            await asyncio.sleep(0.02)  # answers come from many tasks; the last of them is not told beforehand
         for run in self._runs.values():
             await self._supply.give_back(run)
         for task in self._tasks:
