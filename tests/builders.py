@@ -24,7 +24,7 @@ from shared.models import (
     Student,
     Teacher,
 )
-from shared.store import Store
+from shared.store import Store, keys
 from shared.store.content import chunked, pack_completion
 from shared.store.jobs import Change, Lease
 from shared.store.passes import Beginning, Settlement
@@ -124,6 +124,16 @@ async def standing_at(store: Store, job: Job, status: JobStatus) -> Job:
     for target in ways[status]:
         assert isinstance(await store.jobs.change(job, Change(status=target)), int)
     return await loaded(store, job.id)
+
+
+async def a_day_passes(client: Any, tenant: TenantId = TENANT) -> None:
+    """What was counted on any day was counted the day before it."""
+    numbers = sorted(int(number) for number in await client.zrange(keys.days(tenant), 0, -1))
+    for number in numbers:
+        await client.rename(keys.day(tenant, number), keys.day(tenant, number - 1))
+    await client.delete(keys.days(tenant))
+    if numbers:
+        await client.zadd(keys.days(tenant), {str(number - 1): number - 1 for number in numbers})
 
 
 async def loaded(store: Store, job_id: JobId) -> Job:

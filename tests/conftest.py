@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import socket
 import tempfile
+import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,10 @@ import redis.asyncio as redis
 
 from cli import embedded
 from shared.store import Store
-from shared.store.connection import connect
+from shared.store.connection import Scripts, connect
 
 UNIT = Path(__file__).parent / "unit"
+LONGEST_TEST_SECONDS = 100  # of those that count by the day
 
 
 @pytest.fixture
@@ -69,6 +71,26 @@ async def client(request: pytest.FixtureRequest, anyio_backend: str) -> AsyncIte
         found = fakeredis.FakeAsyncRedis()
     yield found
     await found.aclose()
+
+
+@pytest.fixture
+def every_script_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when redis-py sends a script again because the first answer did not come.  Answers with the second answer."""
+    run = Scripts.run
+
+    async def twice(self: Scripts, *arguments: Any) -> Any:
+        await run(self, *arguments)
+        return await run(self, *arguments)
+
+    monkeypatch.setattr(Scripts, "run", twice)
+
+
+@pytest.fixture
+def within_a_day() -> None:
+    """For tests that count by the day: midnight (UTC) does not come while they run."""
+    left = 86_400 - time.time() % 86_400
+    if left < LONGEST_TEST_SECONDS:
+        time.sleep(left + 0.1)  # a minute of waiting once a day, for tests that mean what they say at every hour
 
 
 @pytest.fixture

@@ -6,11 +6,6 @@ import asyncio
 import hashlib
 import io
 import json
-import os
-import socket
-import subprocess
-import sys
-import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +13,19 @@ from typing import Any
 import httpx2
 import msgspec
 import pytest
-from api_kit import ADMIN_KEY, AUTHORIZED, NOT_STORED, Api, Bridge, a_request, begin, loaded, problem_of, some_settings
+from api_kit import (
+    ADMIN_KEY,
+    AUTHORIZED,
+    NOT_STORED,
+    Api,
+    Bridge,
+    a_request,
+    an_api_process,
+    begin,
+    loaded,
+    problem_of,
+    some_settings,
+)
 from openai import DefaultHttpx2Client, OpenAI
 
 from api.schemas.job_requests import PromptIn
@@ -554,32 +561,10 @@ def test_long_prompts_make_small_chunks():
 
 @pytest.fixture
 def process(valkey: embedded.Embedded, valkey_client: Any) -> Iterator[tuple[int, str]]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    environment = {
-        name: value for name, value in os.environ.items() if not name.startswith(("DISTILL_", "OPENAI_"))
-    } | {
-        "DISTILL_REDIS_URL": valkey.url,
-        "DISTILL_SECRET_KEY": "s" * 32,
-        "DISTILL_ADMIN_KEY": ADMIN_KEY,
-        "DISTILL_API_PORT": str(port),
-        "DISTILL_LOG_LEVEL": "warning",
-        "DISTILL_PROVIDERS": json.dumps({"openai": {"base_url": "http://127.0.0.1:1/v1", "prices": "openai"}}),
-    }
-    running = subprocess.Popen([sys.executable, "-m", "api"], cwd=REPO, env=environment, stderr=subprocess.PIPE)
-    url = f"http://127.0.0.1:{port}"
-    try:
-        for _ in range(200):
-            try:
-                httpx2.get(f"{url}/healthz")
-                break
-            except httpx2.TransportError:
-                time.sleep(0.1)
+    with an_api_process(valkey.url, LOG_LEVEL="warning") as (running, url):
         yield running.pid, url
-    finally:
         running.kill()
-        _, log = running.communicate()
+        log = running.communicate(timeout=15)[1]
     assert b"request_failed" not in log
 
 

@@ -18,7 +18,7 @@ from shared.settings import TenantSettings
 from shared.store import Store, keys
 from shared.store.spending import day_number
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("within_a_day")]
 ACME, RIVAL, POOR = TenantId("acme"), TenantId("rival"), TenantId("poor")
 DOLLAR = 1_000_000_000
 

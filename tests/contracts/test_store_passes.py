@@ -13,84 +13,20 @@ from builders import (
     an_end_without_answer,
     loaded,
     prompts,
-    standing_at,
 )
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from passes import CHUNK, Bench
 
 from shared.ids import TenantId
 from shared.lifecycle import JobStatus
 from shared.models import JobError
 from shared.store import Store, keys, passes
-from shared.store.connection import Scripts
 from shared.store.jobs import Change
 from shared.store.passes import Halt, PassId
 
 pytestmark = pytest.mark.anyio
 S = JobStatus
-CHUNK = 4
-
-
-@pytest.fixture
-def every_script_twice(monkeypatch):
-    """As when redis-py sends a script again because the first answer did not come.  Answers with the second answer."""
-    run = Scripts.run
-
-    async def twice(self, name, keys, args):
-        await run(self, name, keys, args)
-        return await run(self, name, keys, args)
-
-    monkeypatch.setattr(Scripts, "run", twice)
-
-
-class Bench:
-    """An open teacher's pass of a running job, and the shortest words for what workers do to it."""
-
-    def __init__(self, store, job):
-        self.store = store
-        self.job = job
-        self.pass_id = PassId(job.id, "teacher")
-
-    @classmethod
-    async def of(cls, store, *, count=10, limit_nano=None, smoke=0):
-        job = await accepted(store, a_job(chunk_size=CHUNK, limit_nano=limit_nano), prompts(count))
-        bench = cls(store, await standing_at(store, job, S.RUNNING))
-        await bench.open(smoke=smoke)
-        return bench
-
-    async def open(self, *, smoke=0):
-        count = self.job.counters.prompts_total
-        return await self.store.passes.open(self.pass_id, prompts=count, chunk_size=CHUNK, smoke=smoke)
-
-    async def claim(self, token="a", *, lease_seconds=30):
-        return await self.store.passes.claim_chunk(self.pass_id, token, lease_seconds=lease_seconds)
-
-    async def tick(self, token="a", *, settle=(), begin=()):
-        return await self.store.passes.tick(self.pass_id, self.job.tenant, token, settle, begin)
-
-    async def begin(self, index, call, ceiling_nano=100, *, token="a"):
-        result = await self.tick(token, begin=[a_beginning(index, call, ceiling_nano, chunk_size=CHUNK)])
-        return result.answers[0]
-
-    async def settle(self, index, call=None, *, token="a", **fields):
-        return await self.tick(token, settle=[a_settlement(index, call, chunk_size=CHUNK, **fields)])
-
-    async def end(self, index, call, *, lost, token="a"):
-        return await self.tick(token, settle=[an_end_without_answer(index, call, lost=lost, chunk_size=CHUNK)])
-
-    async def money(self):
-        found = await loaded(self.store, self.job.id)
-        return (
-            found.money.spent_nano,
-            found.money.reserved_nano,
-            found.money.unconfirmed_nano,
-            found.counters.possibly_billed,
-        )
-
-    async def state(self):
-        found = await self.store.passes.state(self.pass_id)
-        assert found is not None
-        return found
 
 
 # --- chunks ----------------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from shared.store import Store, keys
 from shared.store.passes import PassId
 from tests.builders import a_beginning, a_job, a_settlement, accepted, now_ms, prompts, standing_at
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("within_a_day")]
 TENANTS = (TenantId("canary-tenant-1"), TenantId("canary-tenant-2"))
 
 

@@ -6,33 +6,18 @@ import asyncio
 from datetime import UTC, date, datetime, timedelta
 
 import pytest
-from builders import TENANT, a_beginning, a_job, a_settlement, accepted, an_end_without_answer, claimed, prompts
-from builders import standing_at as led_to
+from builders import TENANT, a_day_passes, an_end_without_answer, claimed
+from passes import CHUNK, Bench
 
 from shared.ids import TenantId
 from shared.lifecycle import JobStatus
 from shared.models import Usage
 from shared.store import Store, keys
-from shared.store.connection import Scripts
 from shared.store.jobs import Change, Refused
-from shared.store.passes import PassId
 from shared.store.spending import day_number
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("within_a_day")]
 S = JobStatus
-CHUNK = 4
-
-
-@pytest.fixture
-def every_script_twice(monkeypatch):
-    """As when redis-py sends a script again because the first answer did not come."""
-    run = Scripts.run
-
-    async def twice(self, name, keys, args):
-        await run(self, name, keys, args)
-        return await run(self, name, keys, args)
-
-    monkeypatch.setattr(Scripts, "run", twice)
 
 
 @pytest.fixture
@@ -41,34 +26,17 @@ def limited(store):
     return Store(store._redis, script_headers=store._scripts._headers, day_limit=lambda _: 250)
 
 
-class Buyer:
-    """A running job whose teacher's pass is open and claimed by worker `a`."""
-
-    def __init__(self, store, job):
-        self.store, self.job, self.pass_id = store, job, PassId(job.id, "teacher")
+class Buyer(Bench):
+    """Worker `a`, who holds the only chunk of a pass."""
 
     @classmethod
     async def of(cls, store, **fields):
-        job = await led_to(store, await accepted(store, a_job(chunk_size=CHUNK, **fields), prompts(CHUNK)), S.RUNNING)
-        buyer = cls(store, job)
-        await store.passes.open(buyer.pass_id, prompts=CHUNK, chunk_size=CHUNK, smoke=0)
-        await store.passes.claim_chunk(buyer.pass_id, "a", lease_seconds=30)
+        buyer = await super().of(store, count=CHUNK, **fields)
+        await buyer.claim()
         return buyer
 
-    async def tick(self, *, settle=(), begin=()):
-        return await self.store.passes.tick(self.pass_id, self.job.tenant, "a", settle, begin)
-
-    async def begin(self, index, call, ceiling_nano=100):
-        return (await self.tick(begin=[a_beginning(index, call, ceiling_nano, chunk_size=CHUNK)])).answers[0]
-
-    async def settle(self, index, call, **fields):
-        await self.tick(settle=[a_settlement(index, call, chunk_size=CHUNK, **fields)])
-
-    async def lose(self, index, call):
-        await self.tick(settle=[an_end_without_answer(index, call, lost=True, chunk_size=CHUNK)])
-
-    async def end(self, status=S.FAILED):
-        assert isinstance(await self.store.jobs.change(self.job, Change(status=status)), int)
+    async def end_job(self):
+        assert isinstance(await self.store.jobs.change(self.job, Change(status=S.FAILED)), int)
 
 
 async def money(store, tenant=TENANT):
@@ -77,14 +45,8 @@ async def money(store, tenant=TENANT):
     return standing.today.spent_nano, standing.today.unconfirmed_nano, standing.reserved_nano
 
 
-async def a_day_passes(client, tenant=TENANT):
-    """What was counted today was counted yesterday."""
-    today = day_number(datetime.now(UTC).date())
-    if await client.exists(keys.day(tenant, today)):
-        await client.rename(keys.day(tenant, today), keys.day(tenant, today - 1))
-        await client.zrem(keys.days(tenant), today)
-        await client.zadd(keys.days(tenant), {str(today - 1): today - 1})
-    return today - 1
+def yesterday():
+    return day_number(datetime.now(UTC).date()) - 1
 
 
 async def test_a_call_counts_once_on_the_day_it_is_settled(store, every_script_twice):
@@ -122,7 +84,7 @@ async def test_a_lost_call_counts_in_full_until_its_answer_is_found(store, every
     buyer = await Buyer.of(store)
     await buyer.begin(0, "a1")
 
-    await buyer.lose(0, "a1")
+    await buyer.end(0, "a1", lost=True)
     assert await money(store) == (0, 100, 0)
 
     await buyer.settle(0, "a1")
@@ -135,22 +97,21 @@ async def test_what_is_reserved_one_day_and_settled_the_next_counts_on_the_next(
     await buyer.begin(1, "a2")
     await buyer.settle(0, "a1")
 
-    yesterday = await a_day_passes(client)
+    await a_day_passes(client)
     assert await money(store) == (0, 0, 100), "what is out may be billed today"
     await buyer.settle(1, "a2")
 
     assert await money(store) == (10, 0, 0)
     days, _ = await store.spending.page(TENANT, limit=10, after=None, newest_first=True)
-    assert [(day_number(day.day), day.spent_nano) for day in days] == [(yesterday + 1, 10), (yesterday, 10)]
+    assert [(day_number(day.day), day.spent_nano) for day in days] == [(yesterday() + 1, 10), (yesterday(), 10)]
 
 
 async def test_a_call_lost_one_day_and_found_the_next_leaves_both_days_right(store, client, every_script_twice):
     buyer = await Buyer.of(store)
     await buyer.begin(0, "a1")
-    await buyer.lose(0, "a1")
-    yesterday = day_number(datetime.now(UTC).date()) - 1
+    await buyer.end(0, "a1", lost=True)
     await a_day_passes(client)
-    await client.hset(keys.pass_calls(buyer.job.id, "teacher"), "0|a1", f"100|{yesterday}")
+    await client.hset(keys.pass_calls(buyer.job.id, "teacher"), "0|a1", f"100|{yesterday()}")
 
     await buyer.settle(0, "a1")
 
@@ -163,12 +124,12 @@ async def test_a_job_that_ends_holds_nothing_for_ever(store, every_script_twice)
     await buyer.begin(0, "a1")
     await buyer.begin(1, "a2")
 
-    await buyer.end()
+    await buyer.end_job()
     assert await money(store) == (0, 200, 0), "its answers may still come, and be billed"
 
     await buyer.settle(0, "a1")
     assert await money(store) == (10, 100, 0)
-    await buyer.lose(1, "a2")
+    await buyer.end(1, "a2", lost=True)
     assert await money(store) == (10, 100, 0)
     await buyer.settle(1, "a2")
     assert await money(store) == (20, 0, 0)

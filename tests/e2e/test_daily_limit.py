@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
 import redis
 
 from shared.ids import TenantId
@@ -17,6 +18,7 @@ LIMIT_NANO = NANO // 50
 LOCAL = TenantId("local")
 
 
+@pytest.mark.usefixtures("within_a_day")
 def test_a_job_stops_at_the_limit_of_the_day_and_goes_on_the_next_day_and_with_more(tmp_path: Path) -> None:
     settings = {"WORKER_MAX_IN_FLIGHT": "4", "DAILY_SPEND_MAX_USD": "0.02", "SMOKE_COMPLETIONS": "0"}
     with System(tmp_path, settings=settings, latency_seconds=0.15) as system:

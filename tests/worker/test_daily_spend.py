@@ -7,19 +7,17 @@ from collections import Counter
 from datetime import UTC, datetime
 
 import pytest
-from builders import a_job, a_spec, accepted, loaded, prompts
+from builders import a_day_passes, a_job, a_spec, accepted, loaded, prompts
 from doubles import Lab, ScriptedTeacher, an_answer, prices_of_a_nano, pumping
+from engines import an_engine
 
 from shared.lifecycle import JobStatus, PausedReason, Stage
 from shared.models import Curation, FineTune, Manifest, Split
-from shared.settings import Settings
 from shared.store import Store, keys
 from shared.store.jobs import Change
 from shared.store.spending import day_number
-from worker.engine import Engine
-from worker.stages import Tools
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("within_a_day")]
 S = JobStatus
 
 
@@ -39,16 +37,7 @@ class Day:
         self.limit_nano = limit_nano
         self.store = Store(store._redis, day_limit=lambda _: self.limit_nano)
         self.lab, self.prices = lab, prices
-        settings = Settings(
-            _env_file=None,
-            redis_url="redis://unused",
-            secret_key="s" * 32,
-            smoke_completions=0,
-            poll_min_seconds=0.01,
-            poll_max_seconds=0.02,
-            takeover_grace_seconds=0.0,
-        )
-        self.engine = Engine(Tools(self.store, lab, prices, settings, lambda: None))
+        self.engine = an_engine(self.store, lab, prices=prices)
 
     async def rung(self, job, condition, *, times=300):
         for _ in range(times):
@@ -62,10 +51,6 @@ class Day:
     async def spent(self, job):
         standing = await self.store.spending.standing(job.tenant)
         return standing.today.spent_nano + standing.today.unconfirmed_nano + standing.reserved_nano
-
-    async def passes(self, client, job):
-        today = day_number(datetime.now(UTC).date())
-        await client.rename(keys.day(job.tenant, today), keys.day(job.tenant, today - 1))
 
 
 @pytest.fixture
@@ -101,7 +86,7 @@ async def test_a_job_without_a_budget_pauses_at_the_limit_of_the_day_and_goes_on
         assert paused(await loaded(day.store, job.id))
         assert len(teacher.asked) == asked < 20
 
-        await day.passes(valkey_client, job)
+        await a_day_passes(valkey_client, job.tenant)
         await day.rung(job, lambda found: not paused(found))
         await day.rung(job, paused)
         assert await day.spent(job) <= 200_000

@@ -3,18 +3,14 @@
 import asyncio
 
 import pytest
-from builders import a_job, a_spec, accepted, loaded, prompts
+from builders import loaded
 from doubles import Lab, ScriptedTrainer
+from engines import Killed, an_engine, in_training, let_the_lease_run_out
 
 from shared.errors import ProviderQuotaExhausted, ProviderUnavailable
 from shared.jobs import Jobs
 from shared.lifecycle import JobStatus, PausedReason, Stage
-from shared.models import Manifest, Student
-from shared.pricing import Prices
-from shared.settings import Settings
 from shared.store.jobs import Change
-from worker.engine import Engine
-from worker.stages import Tools
 
 pytestmark = pytest.mark.anyio
 S = JobStatus
@@ -26,28 +22,12 @@ def store(real_store):
     return real_store
 
 
-class Killed(BaseException):
-    """The process is gone: nothing is caught, nothing is written, the lease stays."""
-
-
 class Work:
     """A job in training and the worker that moves it; `look` is one bell."""
 
     def __init__(self, store, job, trainer, **fields):
         self.store, self.job, self.trainer = store, job, trainer
-        settings = Settings(
-            _env_file=None,
-            redis_url="redis://unused",
-            secret_key="s" * 32,
-            poll_min_seconds=0.01,
-            poll_max_seconds=0.02,
-            takeover_grace_seconds=0.0,
-            retry_base_seconds=0.001,
-            retry_cap_seconds=0.002,
-            unknown_outcome_wait_seconds=0.2,
-            **fields,
-        )
-        self.engine = Engine(Tools(store, Lab(trainer=trainer), Prices(), settings, lambda: None))
+        self.engine = an_engine(store, Lab(trainer=trainer), **fields)
         self.jobs = Jobs(store, _NoBell(), None, None)
 
     async def look(self, times=1):
@@ -55,7 +35,7 @@ class Work:
             try:
                 await asyncio.wait_for(self.engine.advance(self.job.id), timeout=5)
             except Killed:
-                await self.store._redis.hset(f"d:{{{self.job.id}}}:job", "lease_until_ms", 1)
+                await let_the_lease_run_out(self.store, self.job)
         return await loaded(self.store, self.job.id)
 
     async def pause(self):
@@ -76,10 +56,7 @@ class _NoBell:
 async def training(store, trainer, *, students=1, **fields):
     """A job whose students are submitted and train."""
     trainer.status = "running"
-    spec = a_spec(students=[Student(provider="lab", model=f"base-{n}") for n in range(students)])
-    job = await accepted(store, a_job(spec=spec), prompts(2))
-    manifest = Manifest(sha256="ab" * 32, holdout_sha256="cd" * 32, train=2, validation=0, holdout=0, rejected={})
-    await store.jobs.change(job, Change(status=S.RUNNING, set={"stage": Stage.TRAINING, "manifest": manifest}))
+    job = await in_training(store, students=students)
     work = Work(store, job, trainer, **fields)
     await work.look(2)
     return work

@@ -1,0 +1,65 @@
+"""A pass under test: a running job's teacher's pass, and the shortest words for what workers do to it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Self
+
+from builders import a_beginning, a_job, a_settlement, accepted, an_end_without_answer, loaded, prompts, standing_at
+
+from shared.lifecycle import JobStatus
+from shared.models import Job
+from shared.store import Store
+from shared.store.passes import Answer, Beginning, PassId, PassState, Settlement, TickResult
+
+CHUNK = 4
+
+
+class Bench:
+    """token: of the worker."""
+
+    def __init__(self, store: Store, job: Job) -> None:
+        self.store = store
+        self.job = job
+        self.pass_id = PassId(job.id, "teacher")
+
+    @classmethod
+    async def of(cls, store: Store, *, count: int = 10, smoke: int = 0, **fields: Any) -> Self:
+        """The pass is open.  fields: of the job."""
+        job = await accepted(store, a_job(chunk_size=CHUNK, **fields), prompts(count))
+        bench = cls(store, await standing_at(store, job, JobStatus.RUNNING))
+        await bench.open(smoke=smoke)
+        return bench
+
+    async def open(self, *, smoke: int = 0) -> bool:
+        count = self.job.counters.prompts_total
+        return await self.store.passes.open(self.pass_id, prompts=count, chunk_size=CHUNK, smoke=smoke)
+
+    async def claim(self, token: str = "a", *, lease_seconds: float = 30) -> tuple[int, bool] | None:
+        return await self.store.passes.claim_chunk(self.pass_id, token, lease_seconds=lease_seconds)
+
+    async def tick(
+        self, token: str = "a", *, settle: Sequence[Settlement] = (), begin: Sequence[Beginning] = ()
+    ) -> TickResult:
+        return await self.store.passes.tick(self.pass_id, self.job.tenant, token, settle, begin)
+
+    async def begin(self, index: int, call: str, ceiling_nano: int = 100, *, token: str = "a") -> Answer:
+        result = await self.tick(token, begin=[a_beginning(index, call, ceiling_nano, chunk_size=CHUNK)])
+        return result.answers[0]
+
+    async def settle(self, index: int, call: str | None = None, *, token: str = "a", **fields: Any) -> TickResult:
+        return await self.tick(token, settle=[a_settlement(index, call, chunk_size=CHUNK, **fields)])
+
+    async def end(self, index: int, call: str, *, lost: bool, token: str = "a") -> TickResult:
+        return await self.tick(token, settle=[an_end_without_answer(index, call, lost=lost, chunk_size=CHUNK)])
+
+    async def money(self) -> tuple[int, int, int, int]:
+        """(spent, reserved, unconfirmed, calls that may be billed)."""
+        found = await loaded(self.store, self.job.id)
+        money = found.money
+        return money.spent_nano, money.reserved_nano, money.unconfirmed_nano, found.counters.possibly_billed
+
+    async def state(self) -> PassState:
+        found = await self.store.passes.state(self.pass_id)
+        assert found is not None
+        return found
