@@ -1,7 +1,9 @@
-"""The limit of the day, with two workers and a kill -9: the provider bills no more, and the job ends all the same."""
+"""The limit of the day, with two workers and a kill -9: the provider bills no more, and the job ends all the same.
+A job's own budget, and what lets it go on."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +11,11 @@ import pytest
 import redis
 
 from shared.ids import TenantId
-from shared.models import NANO, Usage
+from shared.models import NANO, Usage, usd
 from shared.pricing import Prices
+from shared.rules import parse_usd
 from shared.store import keys
-from tests.system import System
+from tests.system import TEACHER, System, a_request
 
 LIMIT_NANO = NANO // 50
 LOCAL = TenantId("local")
@@ -23,7 +26,12 @@ def test_a_job_stops_at_the_limit_of_the_day_and_goes_on_the_next_day_and_with_m
     settings = {"WORKER_MAX_IN_FLIGHT": "4", "DAILY_SPEND_MAX_USD": "0.02", "SMOKE_COMPLETIONS": "0"}
     with System(tmp_path, settings=settings, latency_seconds=0.15) as system:
         first, second = system.start_worker(), system.start_worker()
-        job_id = system.submit(prompts=120)["id"]
+        uncapped = a_request(teacher={"provider": "sandbox", "model": TEACHER})
+        refused = system.client.post("/v1/jobs", json=uncapped)
+        assert (refused.status_code, refused.json()["code"]) == (422, "cost_above_limit")
+        accepted = system.submit(prompts=120)
+        assert "daily_spend_short" in {warning["code"] for warning in accepted["warnings"]}
+        job_id = accepted["id"]
 
         system.until(lambda: system.job(job_id)["progress"]["completions_settled"] >= 5, "work has begun")
         system.kill(first)
@@ -45,6 +53,25 @@ def test_a_job_stops_at_the_limit_of_the_day_and_goes_on_the_next_day_and_with_m
         ledger = system.sandbox.ledger()
         assert ledger["completions_billed"] - ledger["distinct_prompts_billed"] <= 4, "what the kill lost"
         assert ledger["fine_tuning_jobs_created"] == 1
+
+
+def test_a_job_at_its_budget_names_the_sum_that_lets_it_go_on_and_takes_no_less(tmp_path: Path) -> None:
+    with System(tmp_path, settings={"SMOKE_COMPLETIONS": "0"}) as system:
+        system.start_worker()
+        job_id = system.submit(budget={"max_cost_usd": "0.033"})["id"]
+        system.until(lambda: system.job(job_id)["paused_reason"] == "budget", "the job has used its budget")
+
+        events = system.client.get(f"/v1/jobs/{job_id}/events", params={"limit": 100}).json()["data"]
+        [enough] = [found[1] for event in events if (found := re.search(r"budget of (\S+) dollars", event["message"]))]
+        a_nano_less = usd(parse_usd(enough) - 1)
+        refused = system.client.post(f"/v1/jobs/{job_id}/resume", json={"budget": {"max_cost_usd": a_nano_less}})
+        assert (refused.status_code, refused.json()["code"]) == (422, "cost_above_limit")
+        assert f"must be at least {enough}" in refused.json()["detail"]
+
+        before = system.job(job_id)["cost"]["spent_usd"]
+        resumed = system.client.post(f"/v1/jobs/{job_id}/resume", json={"budget": {"max_cost_usd": enough}})
+        assert resumed.status_code == 200, resumed.text
+        system.until(lambda: system.job(job_id)["cost"]["spent_usd"] != before, "the next step is taken")
 
 
 def _paused(system: System, job_id: str) -> None:
