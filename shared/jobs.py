@@ -294,7 +294,9 @@ class Jobs:
             return True
         if tune.endpoint is None:
             return False
-        [plan] = [plan for plan in evaluation_plans(job) if plan.student == number and plan.role == "student"]
+        asked = (plan for plan in evaluation_plans(job) if plan.student == number and plan.role == "student")
+        if (plan := next(asked, None)) is None:
+            return False
         state = await self._store.passes.state(PassId(job.id, plan.name))
         return state is None or not (state.complete or state.accepted or state.rejected)
 

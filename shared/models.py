@@ -260,7 +260,7 @@ class FineTune(Record, frozen=True, kw_only=True):
 
     step: new → uploading → uploaded → intent → submitted → ended, by way of awaiting where the owner deploys the model.
     endpoint: where the student answers when it is not `fine_tuned_model` at the student's provider; while the student
-    is awaiting, where it was found not to answer.  replaced: how many endpoints there were before this one.
+    is awaiting, where it was found not to answer.  replaced: those told before it.
     status, fine_tuned_model, …: the provider's words, as last seen.  intent_at_ms: when submission was first meant.
     hold: what became of the owner's pause at the provider: it is paused there, it trains on, or it has been asked to go
     on and does not.  last_event_id, last_event_at (unix s): of the newest of its events that is read.
@@ -288,7 +288,7 @@ class FineTune(Record, frozen=True, kw_only=True):
     reserved_nano: int = 0
     cost_nano: int | None = None
     endpoint: StudentEndpoint | None = None
-    replaced: int = 0
+    replaced: list[StudentEndpoint] = []
     error: JobError | None = None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Final, Literal
 
 import msgspec
@@ -97,7 +98,7 @@ def evaluation_rounds(job: Job) -> int:
 
     Each has its own passes, so that late answers of a replaced model are nobody's; those that are asked for again come
     from the ledger."""
-    return 1 + sum(tune.replaced for tune in job.fine_tunes)
+    return 1 + sum(len(tune.replaced) for tune in job.fine_tunes)
 
 
 def _in_round(name: str, number: int) -> str:
@@ -181,6 +182,20 @@ def plans(job: Job) -> list[PassPlan]:
     """In the order in which their completions are listed."""
     rating = rating_plan(job)
     return [*teacher_plans(job), *evaluation_plans(job), *([rating] if rating else []), *judge_plans(job)]
+
+
+def plans_once(job: Job) -> Iterator[PassPlan]:
+    """What else may have been asked, and paid, in rounds of the evaluation that are over: at other places of deployed
+    students, and by judges of what was answered there."""
+    for number, tune in enumerate(job.fine_tunes):
+        for endpoint in (*tune.replaced, *([tune.endpoint] if tune.endpoint is not None else [])):
+            tunes = list(job.fine_tunes)
+            tunes[number] = msgspec.structs.replace(tune, status="succeeded", endpoint=endpoint)
+            there = msgspec.structs.replace(job, fine_tunes=tunes)
+            yield from (plan for plan in evaluation_plans(there) if plan.student == number)
+    for earlier in range(1, evaluation_rounds(job)):
+        for plan in judge_plans(job):
+            yield msgspec.structs.replace(plan, prompt_set=_in_round(f"judge-{plan.grader}", earlier))
 
 
 def phases(job: Job) -> list[list[PassPlan]]:

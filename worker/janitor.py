@@ -15,7 +15,7 @@ from shared.errors import Conflict, StoreError
 from shared.ids import JobId
 from shared.lifecycle import TERMINAL
 from shared.models import Job
-from shared.plan import pass_sizes, plans
+from shared.plan import pass_sizes, plans, plans_once
 from shared.pricing import Prices
 from shared.settings import ProviderSettings
 from shared.store import Store
@@ -88,7 +88,7 @@ class Janitor:
 
     async def _forget_paid(self, job: Job) -> None:
         """The ledger is keyed by what was asked, so what was asked is read once more."""
-        for plan in plans(job):
+        for plan in (*plans(job), *plans_once(job)):
             provider = self._providers.get(plan.provider)
             scribe = Scribe(job, plan, self._prices, provider.prices if provider else None, secret=self._secret)
             of_set = await self._store.content.chunk_count(job.id, plan.prompt_set)

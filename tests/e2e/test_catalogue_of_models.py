@@ -34,6 +34,8 @@ def test_models_are_known_at_submit_once_a_worker_has_started(tmp_path: Path) ->
         assert job["status"] == "succeeded", job["error"]
         [student] = job["students"]
         assert student["shutdown_date"] == "2027-01-14"
+        rows = {row["model"]: row["fine_tuned"] for row in system.client.get(page).json()["data"]}
+        assert rows[student["fine_tuned_model"]], "long before the provider's list is read again"
         assert [row["code"] for row in job["warnings"]].count("model_retires_soon") == 1
         [day] = system.client.get("/v1/usage").json()["data"]
         assert day["spent_usd"] == job["cost"]["spent_usd"]

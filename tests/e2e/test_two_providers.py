@@ -19,10 +19,21 @@ def test_a_student_trained_elsewhere_is_evaluated_where_its_owner_has_deployed_i
 
             def awaiting() -> dict[str, Any] | None:
                 student: dict[str, Any] = system.job(job_id)["students"][0]
-                return student if student["status"] == "awaiting_deployment" else None
+                waits = student["status"] == "awaiting_deployment" and student["endpoint"] is None
+                return student if waits else None
 
             student = system.until(awaiting, "the student awaits its deployment")
             path = f"/v1/jobs/{job_id}/students/0/endpoint"
+            assert system.client.post(path, json={"model": "triage-tf"}).status_code == 200
+            system.until(awaiting, "the student, of whom there is no such model, awaits its deployment again")
+            events = system.client.get(f"/v1/jobs/{job_id}/events").json()["data"]
+            said = next(event["data"] for event in events if event["data"].get("code") == "model_unknown")
+            assert (said["model"], said["provider_status"], said["provider_code"]) == (
+                "triage-tf",
+                404,
+                "model_not_found",
+            )
+
             told = system.client.post(path, json={"model": student["fine_tuned_model"]})
             assert told.status_code == 200, told.text
             job = system.finished(job_id)

@@ -5,17 +5,21 @@ import time
 from collections import Counter
 
 import pytest
-from builders import TENANT, accepted, loaded, prompts
+from builders import TENANT, accepted, loaded, now_ms, prompts
 from doubles import Lab, ScriptedTeacher, ScriptedTrainer, pumping
 from engines import a_whole_job, an_engine, in_training, rung
 from msgspec.structs import replace
 
+from shared.deletion import mark_deleted
 from shared.errors import ProviderModelMissing
 from shared.lifecycle import JobStatus, Stage
 from shared.models import StudentEndpoint, WebhookTarget
-from shared.plan import evaluation_plans, pass_sizes
+from shared.plan import evaluation_plans
+from shared.pricing import Prices
 from shared.store import keys
+from shared.store.content import unpack_completion
 from shared.store.jobs import Change
+from worker.janitor import Janitor
 
 pytestmark = pytest.mark.anyio
 S = JobStatus
@@ -239,14 +243,20 @@ async def test_a_place_told_while_another_is_asked_replaces_it_with_all_its_answ
     stored = [await store.content.completion_chunk(job.id, student.name, chunk) for chunk in range(2)]
     assert {kept.model for chunk in stored for kept in chunk.values()} == {"triage-ft"}
 
+    # Nor does the job leave anything of either place, once it is deleted.
+    assert "somebody-elses" in [kept.model for kept in await everything_stored(store, job)]
+    await mark_deleted(store, ended, delete_models=False, now_ms=now_ms())
+    await Janitor(store, Prices(), {}, secret=b"s" * 32).purge(job.id)
+    left = [name.decode() async for name in store._redis.scan_iter() if job.id.encode() in name or b"ledger" in name]
+    assert sorted(left) == [keys.cleanup(job.id), keys.job(job.id)]
 
-async def test_a_deleted_job_leaves_nothing_of_a_replaced_place(store):
-    """What every round of the evaluation may have written is purged."""
-    job = await awaiting(store, a_lab())
-    tune = replace(job.fine_tunes[0], step="ended", status="succeeded", endpoint=THERE, replaced=1)
-    names = set(pass_sizes(replace(job, fine_tunes=[tune])))
 
-    assert names >= {"base-0", "student-0", "base-0-round-2", "student-0-round-2"}
+async def everything_stored(store, job):
+    """Every completion of the job, also in rounds of the evaluation that nobody reads any more."""
+    found = []
+    async for name in store._redis.scan_iter(match=keys.completions(job.id, "student-0*", "*").replace("{", "[{]")):
+        found += [unpack_completion(blob) for blob in await store._redis.hvals(name)]
+    return found
 
 
 async def test_without_a_base_model_the_base_is_asked_at_the_students_provider(store):

@@ -37,7 +37,7 @@ async def take_up(job: Job, number: int, tools: Tools) -> FineTune:
         return replace(tune, endpoint=told)
     for plan in (*evaluation_plans(job), *judge_plans(job)):
         await tools.store.passes.halt(PassId(job.id, plan.name), _REPLACED)
-    return replace(tune, endpoint=told, replaced=tune.replaced + 1)
+    return replace(tune, endpoint=told, replaced=[*tune.replaced, tune.endpoint])
 
 
 async def with_what_was_told(job: Job, tools: Tools, save: Save) -> Job:

@@ -13,6 +13,7 @@ from typing import Final, cast
 
 from shared.curation import assistant_message
 from shared.dataset import text_of
+from shared.errors import ProviderModelMissing
 from shared.graders import ScoreModel, parse_graders
 from shared.ids import new_event_id
 from shared.judge import compared, comparisons
@@ -21,7 +22,7 @@ from shared.models import Event, Job, Prompt, StoredCompletion
 from shared.plan import PassPlan, evaluation_plans, judge_plans, teacher_plans
 from shared.store.passes import Halt, PassId
 from shared.verdict import Answer, Contestant, HoldoutExample, Judged, Role, assemble, pairs_to_judge
-from worker.outcomes import Done, Outcome, Wait
+from worker.outcomes import Done, Fail, Outcome, Wait
 from worker.stages import Save, Tools
 from worker.stages.deployments import unless_found, with_what_was_told
 from worker.stages.generate import first_of, run_pass, run_passes
@@ -42,10 +43,10 @@ class _Answered:
 async def evaluate(job: Job, tools: Tools, save: Save) -> Outcome:
     """One look at the evaluation's passes; the verdict once all are complete."""
     job = await with_what_was_told(job, tools, save)
-    if (awaiting := await unless_found(job, tools, save)) is not None:
-        return awaiting
     assert job.manifest is not None
     outcome = await run_passes(job, evaluation_plans(job), tools, prompts=job.manifest.holdout)
+    if isinstance(outcome, Fail) and outcome.error.code == ProviderModelMissing.code:
+        return await unless_found(job, tools, save) or outcome
     if outcome is not None:
         return outcome
     answered: _Answered | None = None

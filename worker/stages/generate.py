@@ -42,8 +42,9 @@ async def run_pass(job: Job, plan: PassPlan, tools: Tools, *, prompts: int, tria
     pass_id = PassId(job.id, plan.name)
     state = await tools.store.passes.state(pass_id)
     if state is not None and state.halt is not None:
-        # Read once: when the owner resumes, the pass opens again.
-        await tools.store.passes.clear_halt(pass_id)
+        if state.halt.kind == "pause":
+            # Read once: when the owner resumes, the pass opens again.
+            await tools.store.passes.clear_halt(pass_id)
         return _outcome_of(state.halt, job)
     if state is not None and state.complete:
         return None
