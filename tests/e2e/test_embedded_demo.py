@@ -114,5 +114,7 @@ def test_what_a_kept_demo_prints_can_be_pasted_into_a_shell(prompts: Path, tempo
         if Path("/proc/self/cmdline").exists():
             assert processes_in(temporary) == []
     finally:
-        process.kill()  # where it still runs; what it started ends with it
+        process.kill()
         process.wait()
+        for pid in processes_in(temporary):  # the store outlives a demo that was killed
+            os.kill(pid, signal.SIGKILL)
