@@ -10,34 +10,43 @@ from redis.exceptions import RedisError
 
 _Asked: TypeAlias = tuple[tuple[str | bytes | float, ...], asyncio.Future[Any]]
 _AT_ONCE_MAX: Final = 500  # commands in one pipeline
+_UNDER_WAY_MAX: Final = 2
 
 
 class Together:
     """A command alone costs a connection, a write, a read and two timers; among others next to nothing.
 
     For what many callers ask at once.  Each gets its own answer, or its own error.  Sent again after a lost connection,
-    like every command and script of ours."""
+    like every command and script of ours.  What is asked while two exchanges are under way waits for the end of one:
+    the busier the server, the more go together."""
 
     def __init__(self, client: redis.Redis) -> None:
         self._redis = client
         self._waiting: list[_Asked] = []
+        self._scheduled = False
         self._sending: set[asyncio.Task[None]] = set()
 
     def ask(self, *command: str | bytes | float) -> asyncio.Future[Any]:
         """The raw answer to a command without a response callback in redis-py."""
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[Any] = loop.create_future()
-        if not self._waiting:
-            loop.call_soon(self._send)
         self._waiting.append((command, answer))
+        if not self._scheduled and len(self._sending) < _UNDER_WAY_MAX:
+            self._scheduled = True
+            loop.call_soon(self._send)
         return answer
 
     def _send(self) -> None:
-        asked, self._waiting = self._waiting, []
-        for start in range(0, len(asked), _AT_ONCE_MAX):
-            task = asyncio.ensure_future(self._exchange(asked[start : start + _AT_ONCE_MAX]))
+        self._scheduled = False
+        while self._waiting and len(self._sending) < _UNDER_WAY_MAX:
+            asked, self._waiting = self._waiting[:_AT_ONCE_MAX], self._waiting[_AT_ONCE_MAX:]
+            task = asyncio.ensure_future(self._exchange(asked))
             self._sending.add(task)
-            task.add_done_callback(self._sending.discard)
+            task.add_done_callback(self._sent)
+
+    def _sent(self, task: asyncio.Task[None]) -> None:
+        self._sending.discard(task)
+        self._send()
 
     async def _exchange(self, asked: list[_Asked]) -> None:
         answers: list[Any]
@@ -49,8 +58,9 @@ class Together:
         except (RedisError, OSError) as error:
             answers = [error] * len(asked)
         except BaseException:  # the loop ends; nobody may be left waiting
-            for _, answer in asked:
+            for _, answer in [*asked, *self._waiting]:
                 answer.cancel()
+            self._waiting.clear()
             raise
         for (_, answer), found in zip(asked, answers, strict=True):
             if answer.done():
