@@ -20,7 +20,17 @@ from shared.dataset import content_of, text_of
 from shared.errors import Fault, JobFailed, ProviderUnavailable, ValidationFailed
 from shared.fingerprints import Fingerprints
 from shared.graders import parse_grader
-from shared.models import Curation, Decision, JsonObject, Prompt, Split, StoredCompletion, Student
+from shared.models import (
+    INSTRUCTIONS,
+    Curation,
+    Decision,
+    JsonObject,
+    Prompt,
+    PromptDefaults,
+    Split,
+    StoredCompletion,
+    Student,
+)
 from shared.schema_bounds import is_tame
 from shared.selection import choose
 
@@ -41,7 +51,8 @@ Reason: TypeAlias = Literal[
 ]
 OPENING_MARKS: Final = "¿¡"
 CLOSING_MARKS: Final = ".,;:!?…。、，；：！？"
-INSTRUCTIONS: Final = frozenset({"system", "developer"})  # roles that instruct the model rather than ask it
+_encode: Final = msgspec.json.Encoder().encode
+_ASCII_CLOSING_MARKS: Final = "".join(filter(str.isascii, CLOSING_MARKS))
 TEMPLATE_CONTEXTS: Final = 4  # prompts with one question; from here on the question is a template, see `Curator`
 DEEPEST_JSON: Final = 128  # levels; the validator recurses, and a model's answer must not exhaust a thread's stack
 #: What is remembered of a prompt, as bits.
@@ -106,9 +117,11 @@ def words_of(text: str) -> str:
 
     Digits, symbols, quotes and marks inside a word stay, because "2*3", "2-3" and "3.5" differ by nothing else."""
     folded = text.casefold()
-    if not folded.isascii():  # in which there is nothing to compose
-        folded = unicodedata.normalize("NFC", folded)
-    words = [word.lstrip(OPENING_MARKS).rstrip(CLOSING_MARKS) for word in folded.split()]
+    if folded.isascii():  # in which there is nothing to compose, and no mark that opens
+        words = [word.rstrip(_ASCII_CLOSING_MARKS) for word in folded.split()]
+    else:
+        composed = unicodedata.normalize("NFC", folded)
+        words = [word.lstrip(OPENING_MARKS).rstrip(CLOSING_MARKS) for word in composed.split()]
     return " ".join([word for word in words if word])
 
 
@@ -120,6 +133,22 @@ def split_of(messages: Sequence[JsonObject], tools: Sequence[JsonObject] | None,
     return _split_at(_prompt_form([_message_form(message) for message in messages], tools), split)
 
 
+class Splitter:
+    """`split_of` for the prompts of one job, with what it says for all of them."""
+
+    def __init__(self, split: Split, defaults: PromptDefaults) -> None:
+        self._split = split
+        self._tools = defaults.tools
+        system = defaults.system_prompt
+        self._system = None if system is None else _message_form({"role": "system", "content": system})
+
+    def split_of(self, prompt: Prompt) -> SplitName:
+        forms = [_message_form(message) for message in prompt.messages]
+        if self._system is not None and prompt.is_bare:
+            forms.insert(0, self._system)
+        return _split_at(_prompt_form(forms, prompt.tools or self._tools), self._split)
+
+
 def _split_at(form: bytes, split: Split) -> SplitName:
     place = _fingerprint(f"split {split.seed}\n".encode() + form) / 2**64
     if place < split.holdout:
@@ -127,26 +156,32 @@ def _split_at(form: bytes, split: Split) -> SplitName:
     return "validation" if place < split.holdout + split.validation else "train"
 
 
-def _prompt_form(messages: Sequence[JsonObject], tools: Sequence[JsonObject] | None) -> bytes:
+def _prompt_form(messages: Sequence[bytes], tools: Sequence[JsonObject] | None) -> bytes:
     """messages: their forms."""
-    return _canonical({"messages": messages, "tools": tools or []})
+    return b'{"messages":[%b],"tools":%b}' % (b",".join(messages), _canonical(tools or []))
 
 
-def _question_form(messages: Sequence[JsonObject]) -> bytes | None:
+def _question_form(prompt: Prompt, messages: Sequence[bytes]) -> bytes | None:
     """The prompt without its instructions and tools; None when nothing else is there.  messages: their forms."""
-    asked = [message for message in messages if message["role"] != "system"]
-    return _canonical(asked) if asked else None
+    pairs = zip(prompt.messages, messages, strict=True)
+    asked = [form for message, form in pairs if message.get("role") not in INSTRUCTIONS]
+    return b"[%b]" % b",".join(asked) if asked else None
 
 
-def _message_form(message: JsonObject) -> JsonObject:
-    content = message.get("content")
+def _message_form(message: JsonObject) -> bytes:
+    role, content = message.get("role"), message.get("content")
+    role = "system" if role in INSTRUCTIONS else role
+    if type(content) is str and type(role) is str and len(message) == 2:  # nearly all; a third of the time
+        return b'{"calls":[],"content":[%b],"name":null,"role":%b}' % (_encode(words_of(content)), _encode(role))
     parts = content if isinstance(content, list) else [content]
-    return {
-        "role": "system" if message.get("role") in INSTRUCTIONS else message.get("role"),
-        "name": message.get("name"),
-        "content": [_part_form(part) for part in parts],
-        "calls": [call.get("function") for call in message.get("tool_calls") or []],
-    }
+    return _canonical(
+        {
+            "role": role,
+            "name": message.get("name"),
+            "content": [_part_form(part) for part in parts],
+            "calls": [call.get("function") for call in message.get("tool_calls") or []],
+        }
+    )
 
 
 def _part_form(part: Any) -> Any:
@@ -314,7 +349,7 @@ class Curator:
         )
         reasons |= choice.fates
         if choice.best is not None:
-            reasons[choice.best] = self._reason_in_others(messages, form, holdout=side == "holdout")
+            reasons[choice.best] = self._reason_in_others(prompt, messages, form, holdout=side == "holdout")
         decisions: list[Decision | None] = []
         for number, sample in enumerate(samples):
             if sample is None:
@@ -344,13 +379,15 @@ class Curator:
             return None
         return None if self._schemas.accept(schema, content) else "invalid_schema"
 
-    def _reason_in_others(self, messages: Sequence[JsonObject], form: bytes, *, holdout: bool) -> Reason | None:
-        """messages: their forms, as they are in the prompt's."""
+    def _reason_in_others(
+        self, prompt: Prompt, messages: Sequence[bytes], form: bytes, *, holdout: bool
+    ) -> Reason | None:
+        """messages, form: of the prompt's messages, and of the whole."""
         fingerprint = _fingerprint(form)
         known = self._prompts[fingerprint]
         if known & _KEPT:
             return "duplicate" if self._spec.dedupe else None
-        question_form = _question_form(messages)
+        question_form = _question_form(prompt, messages)
         if question_form is not None:
             question = _fingerprint(question_form)
             here, there = (_IN_HOLDOUT, _IN_TRAINING) if holdout else (_IN_TRAINING, _IN_HOLDOUT)

@@ -7,8 +7,9 @@ Prices make money of it (shared/pricing.py)."""
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 from shared.models import JobSpec, JsonObject, Usage
 
@@ -16,8 +17,7 @@ from shared.models import JobSpec, JsonObject, Usage
 _JUDGE_PROMPT_TOKENS: Final = 200
 
 
-@dataclass(frozen=True)
-class Size:
+class Size(msgspec.Struct, frozen=True):
     """prompts: all of them.  asked: answers that the teacher still has to give.  prompt_bytes: of all prompts
     together."""
 
@@ -26,8 +26,7 @@ class Size:
     prompt_bytes: int
 
 
-@dataclass(frozen=True)
-class Assumption:
+class Assumption(msgspec.Struct, frozen=True):
     """At one end of the range.  judge_answer: tokens; more than a few when the judge reasons.
 
     others: of the rows that a judge compares, those besides the base's, which alone is sure to differ from its
@@ -44,8 +43,7 @@ LEAST: Final = Assumption(bytes_per_token=5, answer_tokens=16, epochs=1, judge_a
 MOST: Final = Assumption(bytes_per_token=3, answer_tokens=1_024, epochs=4, judge_answer=256, others=True)
 
 
-@dataclass(frozen=True)
-class Calls:
+class Calls(msgspec.Struct, frozen=True):
     """pointer: where the request names the model.  usage: of each call."""
 
     pointer: str
@@ -55,8 +53,7 @@ class Calls:
     usage: Usage
 
 
-@dataclass(frozen=True)
-class Training:
+class Training(msgspec.Struct, frozen=True):
     pointer: str
     provider: str
     model: str

@@ -12,8 +12,8 @@ from typing import Final
 import msgspec
 from msgspec.structs import replace
 
+from shared.curation import Splitter
 from shared.errors import Fault, JobDeleted, NotFound, ValidationFailed
-from shared.exports import may_give_a_pair
 from shared.ids import FileId, JobId, TenantId, is_id
 from shared.models import (
     Advice,
@@ -22,15 +22,16 @@ from shared.models import (
     JobSpec,
     JsonObject,
     Prompt,
+    PromptCounts,
     PromptDefaults,
     PromptFile,
     StudentEndpoint,
     usd,
 )
 from shared.ports import BATCH_WINDOW_SECONDS
-from shared.pricing import Estimate, Prices, prompt_size
-from shared.prompts import bytes_with, defaults_of, joined, longest_chars, with_defaults
-from shared.rules import PLACES, Asked, Limits, Rules, invalid, split_faults, splits_of
+from shared.pricing import Estimate, Prices
+from shared.prompts import adds_nothing, bytes_with, counts_of, defaults_of, joined, longest_chars
+from shared.rules import PLACES, Asked, Limits, Rules, invalid, split_faults, splits_suffice
 from shared.settings import ProviderSettings
 from shared.store import Store
 
@@ -43,7 +44,7 @@ _SMALL_HOLDOUT: Final = 30  # examples; below, intervals are so wide that most v
 class Plan(msgspec.Struct, frozen=True):
     """A request that passed every rule, as it will be carried out.
 
-    prompts: with what the job says for all of them; none when they are a file's, and then that lies in `defaults`.
+    prompts: none when they are a file's.  defaults: what these do not say themselves; None for nothing.
     ceilings: see `Rules.ceilings`."""
 
     spec: JobSpec
@@ -68,30 +69,24 @@ class Planner:
         self.limits = limits
         self._rules = Rules(providers, prices, limits)
 
-    def plan(self, spec: JobSpec, prompts: Sequence[Prompt], *, earlier: Job | None = None) -> Plan:
+    def plan(
+        self,
+        spec: JobSpec,
+        prompts: Sequence[Prompt],
+        counts: PromptCounts | None = None,
+        *,
+        earlier: Job | None = None,
+    ) -> Plan:
         """The request as it would be carried out; touches nothing.  Raises ValidationFailed with every fault.
 
-        earlier: the job whose prompts these are, as it asked them."""
-        defaults = defaults_of(spec)
-        complete = [with_defaults(prompt, defaults) for prompt in prompts]
-        sizes = [*map(prompt_size, complete)]
-        open_sizes = [size for size, prompt in zip(sizes, complete, strict=True) if prompt.completion is None]
-        unanswered = every = spec.teacher.samples * len(open_sizes)
-        if earlier is not None and complete == list(prompts):
-            unanswered = min(unanswered, _unpaid(spec, earlier, len(complete)))
-        total_bytes = sum(sizes)
-        asked = Asked(
-            total=len(complete),
-            unanswered=unanswered,
-            bytes=total_bytes,
-            longest_bytes=max(open_sizes, default=0) if unanswered == every else 0,
-            tools=any(prompt.tools for prompt in complete),
-            unreferenced=sum(prompt.reference is None for prompt in complete),
-            pairable=sum(map(may_give_a_pair, complete)),
-            faults=[*self._rules.prompt_faults(spec, complete, total_bytes)],
-        )
+        counts: of the prompts, for who knows them.  earlier: the job whose prompts these are, as it asked them."""
+        counts, defaults = counts or counts_of(prompts), defaults_of(spec)
+        unchanged = earlier is not None and adds_nothing(defaults, counts)
+        faults = [*self._rules.prompt_faults(spec, prompts, counts, defaults)]
+        asked = _asked(spec, counts, defaults, faults, paid_by=earlier if unchanged else None)
         spec, estimate, warnings, ceilings = self._planned(spec, asked)
-        return Plan(spec, complete, asked.total, estimate, warnings, ceilings)
+        said = defaults if defaults != PromptDefaults() else None
+        return Plan(spec, list(prompts), asked.total, estimate, warnings, ceilings, defaults=said)
 
     async def from_file(self, tenant: TenantId, spec: JobSpec) -> Plan:
         """`plan` for prompts that were uploaded; reads no more of them than it takes to know that enough fall into
@@ -170,23 +165,11 @@ class Planner:
     async def _plan_from(
         self, file: PromptFile, spec: JobSpec, defaults: PromptDefaults, earlier: Job | None = None
     ) -> Plan:
-        counts, unanswered = file.counts, file.counts.asked * spec.teacher.samples
-        if earlier is not None and defaults == earlier.prompt_defaults:
-            unanswered = min(unanswered, _unpaid(spec, earlier, counts.prompts))
-        asked = Asked(
-            total=counts.prompts,
-            unanswered=unanswered,
-            bytes=bytes_with(counts, defaults),
-            # No text has more characters than its JSON has bytes.  Which prompts brought their answers is not counted.
-            longest_bytes=longest_chars(counts, defaults) if unanswered == counts.prompts * spec.teacher.samples else 0,
-            tools=bool(defaults.tools) or counts.toolless < counts.prompts,
-            unreferenced=counts.unreferenced,
-            pairable=counts.asked - counts.unpairable,
-            faults=[
-                *self._rules.length_faults(spec, counts, defaults),
-                *await self._filesplit_faults(file, spec, defaults),
-            ],
-        )
+        counts = file.counts
+        unchanged = earlier is not None and defaults == earlier.prompt_defaults
+        faults = [*self._rules.length_faults(spec, counts, defaults)]
+        faults += await self._filesplit_faults(file, spec, defaults)
+        asked = _asked(spec, counts, defaults, faults, paid_by=earlier if unchanged else None)
         spec, estimate, warnings, ceilings = await asyncio.to_thread(self._planned, spec, asked)
         return Plan(spec, [], asked.total, estimate, warnings, ceilings, file, defaults)
 
@@ -217,13 +200,13 @@ class Planner:
         """As for inline prompts, read from the front until the rules are met: mostly within the first chunk.
 
         Beyond the first 2,000 prompts only what is certain counts: too few of them are left to make up for it."""
-        total, needed = file.counts.prompts, spec.curation.min_accepted
-        found: Counter[str] = Counter()
+        total = file.counts.prompts
+        found, splitter = Counter[str](), Splitter(spec.split, defaults)
         for chunk in range(-(-min(total, _SPLIT_BY_HAND) // file.chunk_size)):
-            if found["train"] >= needed and (found["holdout"] or not spec.split.holdout):
+            if splits_suffice(spec, found):
                 return ()
             prompts = await self._store.files.chunk(file.id, chunk)
-            found += await asyncio.to_thread(splits_of, spec.split, [with_defaults(p, defaults) for p in prompts])
+            found += await asyncio.to_thread(Counter, map(splitter.split_of, prompts))
         unread = total - found.total()
         train, holdout = found["train"] + unread, found["holdout"] + unread
         return [*split_faults(spec, PLACES[spec.source], train, holdout, total)]
@@ -279,6 +262,27 @@ def unknown_file() -> ValidationFailed:
 
 def unknown_job() -> ValidationFailed:
     return invalid([Fault("/source/job_id", "not_found", "is not one of your jobs; it may have been deleted")])
+
+
+def _asked(
+    spec: JobSpec, counts: PromptCounts, defaults: PromptDefaults, faults: Sequence[Fault], *, paid_by: Job | None
+) -> Asked:
+    """paid_by: the job that has asked the very same."""
+    every = counts.prompts * spec.teacher.samples
+    unanswered = counts.asked * spec.teacher.samples
+    if paid_by is not None:
+        unanswered = min(unanswered, _unpaid(spec, paid_by, counts.prompts))
+    return Asked(
+        total=counts.prompts,
+        unanswered=unanswered,
+        bytes=bytes_with(counts, defaults),
+        # No text has more characters than its JSON has bytes.  Which prompts brought their answers is not counted.
+        longest_bytes=longest_chars(counts, defaults) if unanswered == every else 0,
+        tools=bool(defaults.tools) or counts.toolless < counts.prompts,
+        unreferenced=counts.unreferenced,
+        pairable=counts.asked - counts.unpairable,
+        faults=faults,
+    )
 
 
 def _kept_params(spec: JobSpec) -> JsonObject:

@@ -8,6 +8,7 @@ import difflib
 import re
 from array import array
 from collections.abc import Callable, Iterator, Sequence
+from itertools import compress
 from typing import Any, Final
 
 import msgspec
@@ -16,7 +17,7 @@ from msgspec.structs import replace
 from shared.capabilities import check_response_format, check_tools
 from shared.errors import Fault
 from shared.exports import may_give_a_pair
-from shared.models import JobSpec, JsonObject, Prompt, PromptCounts, PromptDefaults
+from shared.models import INSTRUCTIONS, JobSpec, JsonObject, Prompt, PromptCounts, PromptDefaults
 from shared.pricing import prompt_size
 
 FIELDS: Final = ("messages", "key", "tools", "response_format", "completion", "reference")
@@ -27,7 +28,8 @@ DEEPEST_JSON: Final = 64  # levels; what later recurses over a prompt must never
 FAULTS_MAX: Final = 20
 _MEMBERS_MAX: Final = 64  # of one object; a million unknown fields must not become a million errors
 _NAME_MAX_CHARS: Final = 64
-_INSTRUCTIONS: Final = frozenset({"system", "developer"})
+_encode: Final = msgspec.json.Encoder().encode
+_TEXT_BYTES: Final = prompt_size(Prompt(messages=[{"role": "user", "content": ""}]))
 
 
 # --- one prompt ------------------------------------------------------------------------------------------------------
@@ -52,6 +54,46 @@ def read_prompt(value: Any) -> Prompt | list[Fault]:
     if (answer := given.get("completion")) is not None:
         given["completion"] = _assistant(answer)
     return Prompt(messages=value["messages"], **given)
+
+
+def read_texts(values: Sequence[Any]) -> tuple[list[Prompt], PromptCounts] | None:
+    """`read_prompt` and `counts_of` of what most requests send: texts alone.  None where there is anything else.
+
+    A fifth of the time of one after the other."""
+    if set(map(type, values)) != {str} or not all(values):
+        return None
+    total, longest = len(values), max(map(len, values))
+    frame = _TEXT_BYTES - len('""')
+    counts = PromptCounts(
+        prompts=total,
+        asked=total,
+        bytes=len(_encode(values)) - len("[]") - (total - 1) * len(",") + total * frame,
+        bare=total,
+        toolless=total,
+        formatless=total,
+        unreferenced=total,
+        longest_chars=longest,
+        longest_bare_chars=longest,
+    )
+    return [Prompt(messages=[{"role": "user", "content": text}]) for text in values], counts
+
+
+def counts_of(prompts: Sequence[Prompt]) -> PromptCounts:
+    """As `PromptReader.counts` for the same prompts in a file."""
+    chars = [chars_of(prompt) for prompt in prompts]
+    bare = [prompt.is_bare for prompt in prompts]
+    return PromptCounts(
+        prompts=len(prompts),
+        asked=sum(prompt.completion is None for prompt in prompts),
+        bytes=sum(map(prompt_size, prompts)),
+        bare=sum(bare),
+        toolless=sum(not prompt.tools for prompt in prompts),
+        formatless=sum(not prompt.response_format for prompt in prompts),
+        unreferenced=sum(prompt.reference is None for prompt in prompts),
+        unpairable=sum(prompt.completion is None and not may_give_a_pair(prompt) for prompt in prompts),
+        longest_chars=max(chars, default=0),
+        longest_bare_chars=max(compress(chars, bare), default=0),
+    )
 
 
 def _messages_fault(prompt: JsonObject) -> list[Fault]:
@@ -185,7 +227,7 @@ def joined(first: PromptDefaults, then: PromptDefaults) -> PromptDefaults:
 def with_defaults(prompt: Prompt, defaults: PromptDefaults) -> Prompt:
     """A prompt as it will be asked: the job's system prompt, tools and response format where it has none of its own."""
     changed: dict[str, Any] = {}
-    if defaults.system_prompt is not None and is_bare(prompt):
+    if defaults.system_prompt is not None and prompt.is_bare:
         changed["messages"] = [{"role": "system", "content": defaults.system_prompt}, *prompt.messages]
     if defaults.tools and not prompt.tools:
         changed["tools"] = defaults.tools
@@ -194,12 +236,10 @@ def with_defaults(prompt: Prompt, defaults: PromptDefaults) -> Prompt:
     return replace(prompt, **changed) if changed else prompt
 
 
-def is_bare(prompt: Prompt) -> bool:
-    """Whether it has no instructions of its own, so takes the job's."""
-    for message in prompt.messages:  # noqa: SIM110  # of a thousand prompts at once; `any` takes three times as long
-        if message.get("role") in _INSTRUCTIONS:
-            return False
-    return True
+def adds_nothing(defaults: PromptDefaults, counts: PromptCounts) -> bool:
+    """Whether all prompts say already what the job would say for them."""
+    says = ((defaults.system_prompt, counts.bare), (defaults.tools, counts.toolless))
+    return not any(said and takers for said, takers in (*says, (defaults.response_format, counts.formatless)))
 
 
 def bytes_with(counts: PromptCounts, defaults: PromptDefaults) -> int:
@@ -227,7 +267,6 @@ _CHUNK_BYTES: Final = 4_000_000  # a file whose first prompts are longer than th
 _CHUNK_MAX_BYTES: Final = 64_000_000  # what API and worker must be able to hold, several times over
 _LONG_NUMBER: Final = re.compile(rb"\d{19}")
 _decode: Final = msgspec.json.Decoder().decode
-_encode: Final = msgspec.json.Encoder().encode
 _SIZE_BESIDE_MESSAGES: Final = prompt_size(Prompt(messages=[])) - len("[]")
 
 
@@ -469,7 +508,7 @@ def _plain(value: Any) -> _Line | None:
         if type(role) is not str or role not in ROLES or type(content) is not str:
             return None
         chars += len(content)
-        if role in _INSTRUCTIONS:
+        if role in INSTRUCTIONS:
             bare = False
         else:
             asking.append(role)
@@ -491,7 +530,7 @@ def _checked(value: Any, line: bytes) -> _Line | list[Fault]:
         key=prompt.key,
         size=prompt_size(prompt),
         chars=chars_of(prompt),
-        bare=is_bare(prompt),
+        bare=prompt.is_bare,
         pairable=may_give_a_pair(prompt),
         asked=prompt.completion is None,
         toolless=not prompt.tools,

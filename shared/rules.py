@@ -12,7 +12,7 @@ from ipaddress import IPv4Network, IPv6Network
 from typing import Final
 
 from shared.capabilities import hyperparameter_faults, params_faults
-from shared.curation import check_response_schema, split_of
+from shared.curation import Splitter, check_response_schema
 from shared.errors import Fault, ValidationFailed, sentence
 from shared.graders import ScoreModel, parse_grader, parse_graders
 from shared.judge import judge_params
@@ -25,7 +25,6 @@ from shared.models import (
     Prompt,
     PromptCounts,
     PromptDefaults,
-    Split,
     Student,
     StudentEndpoint,
     Teacher,
@@ -213,28 +212,31 @@ class Rules:
                 pointer = f"/students/{i}/hyperparameters"
                 yield from hyperparameter_faults(student.hyperparameters, provider.hyperparameters, pointer=pointer)
 
-    def prompt_faults(self, spec: JobSpec, prompts: Sequence[Prompt], total_bytes: int) -> Iterator[Fault]:
-        """total_bytes: `prompt_size` of all of them."""
+    def prompt_faults(
+        self, spec: JobSpec, prompts: Sequence[Prompt], counts: PromptCounts, defaults: PromptDefaults
+    ) -> Iterator[Fault]:
+        """counts: of these prompts.  defaults: what the job says for all of them."""
         place, limits = PLACES[spec.source], self._limits
         if len(prompts) > limits.prompts_max:
             yield Fault(place, "too_many_prompts", f"must be at most {limits.prompts_max:,}")
             return
+        if spec.source == "inline" and counts.longest_chars > limits.prompt_max_chars:
+            for i, prompt in enumerate(prompts):
+                if chars_of(prompt) > limits.prompt_max_chars:
+                    detail = f"is longer than {limits.prompt_max_chars:,} characters"
+                    yield Fault(f"{place}/{i}", "prompt_too_long", detail)
+        else:
+            yield from self.length_faults(spec, counts, defaults)
         seen: set[str] = set()
-        for i, prompt in enumerate(prompts):
-            # No text has more characters than its JSON has bytes, and nearly all prompts together are short enough.
-            if total_bytes > limits.prompt_max_chars and chars_of(prompt) > limits.prompt_max_chars:
-                what = "is longer than" if spec.source == "inline" else "has a prompt of more than"
-                where = f"{place}/{i}" if spec.source == "inline" else place
-                yield Fault(where, "prompt_too_long", f"{what} {limits.prompt_max_chars:,} characters")
-            if prompt.key is not None:
-                if prompt.key in seen:
-                    yield Fault(f"{place}/{i}/key", "duplicate_prompt_key", "is the key of an earlier prompt")
-                seen.add(prompt.key)
+        for i, key in [(i, prompt.key) for i, prompt in enumerate(prompts) if prompt.key is not None]:
+            if key in seen:
+                yield Fault(f"{place}/{i}/key", "duplicate_prompt_key", "is the key of an earlier prompt")
+            seen.add(key)
         # To know a split is to take a prompt's words apart, the dearest part of a plan: no more than needed.
-        found: Counter[str] = Counter()
-        for start in range(0, len(prompts), _SPLIT_AT_ONCE):
-            found += splits_of(spec.split, prompts[start : start + _SPLIT_AT_ONCE])
-            if not any(split_faults(spec, place, found["train"], found["holdout"], len(prompts))):
+        found, splitter = Counter[str](), Splitter(spec.split, defaults)
+        for prompt in prompts:
+            found[splitter.split_of(prompt)] += 1
+            if splits_suffice(spec, found):
                 return
         yield from split_faults(spec, place, found["train"], found["holdout"], len(prompts))
 
@@ -242,7 +244,7 @@ class Rules:
         """What the job says for all must fit beside the longest prompt that takes it."""
         limit = self._limits.prompt_max_chars
         if counts.bare and counts.longest_bare_chars + len(defaults.system_prompt or "") > limit:
-            detail = f"makes a prompt of the file longer than {limit:,} characters"
+            detail = f"makes a prompt longer than {limit:,} characters"
             yield Fault("/system_prompt", "prompt_too_long", detail)
         elif counts.longest_chars > limit:  # the operator has lowered it since
             yield Fault(PLACES[spec.source], "prompt_too_long", f"has a prompt of more than {limit:,} characters")
@@ -385,8 +387,6 @@ def invalid(faults: Sequence[Fault]) -> ValidationFailed:
     return ValidationFailed(sentence(f"{where} {first.detail}") + more, code=own, param=first.pointer, faults=faults)
 
 
-_SPLIT_AT_ONCE: Final = 20  # prompts
-
 #: Faults that give the whole answer their code; all others are `validation_failed`.
 NAMED_FAULTS: Final = frozenset(
     {
@@ -412,8 +412,9 @@ def parse_usd(text: str) -> int:
     return int(whole) * NANO + int(fraction.ljust(9, "0") or "0")
 
 
-def splits_of(split: Split, prompts: Sequence[Prompt]) -> Counter[str]:
-    return Counter(split_of(prompt.messages, prompt.tools, split) for prompt in prompts)
+def splits_suffice(spec: JobSpec, found: Mapping[str, int]) -> bool:
+    """Whether `split_faults` has nothing to say, however many more prompts there are."""
+    return found["train"] >= spec.curation.min_accepted and bool(found["holdout"] or not spec.split.holdout)
 
 
 def split_faults(spec: JobSpec, place: str, train: int, holdout: int, total: int) -> Iterator[Fault]:

@@ -21,7 +21,7 @@ from api.schemas.webhooks import event_types
 from shared import models as domain
 from shared.errors import Fault
 from shared.ids import FileId, JobId
-from shared.prompts import FAULTS_MAX, KEY_MAX_CHARS, MESSAGES_MAX, read_prompt
+from shared.prompts import FAULTS_MAX, KEY_MAX_CHARS, MESSAGES_MAX, counts_of, read_prompt, read_texts
 from shared.rules import invalid, parse_usd
 from shared.webhooks import DEFAULT_EVENTS, EVENT_TYPES
 
@@ -289,16 +289,18 @@ class JobCreate(Request):
         given = "deadline_seconds" in self.model_fields_set
         return self.deadline_seconds if given or self.teacher.mode == "live" else 3 * 86_400
 
-    def to_prompts(self, *, most: int) -> list[domain.Prompt]:
+    def to_prompts(self, *, most: int) -> tuple[list[domain.Prompt], domain.PromptCounts]:
         """One after the other and not by the model above, so that a thousand broken ones cost twenty errors.
 
         None where the source only says where they are.  Raises ValidationFailed; `too_many_prompts` before
         looking at any."""
         if not isinstance(self.source, InlineSource):
-            return []
+            return [], domain.PromptCounts()
         place = "/source/prompts"
         if len(self.source.prompts) > most:
             raise invalid([Fault(place, "too_many_prompts", f"must be at most {most:,}")])
+        if (texts := read_texts(self.source.prompts)) is not None:
+            return texts
         prompts: list[domain.Prompt] = []
         faults: list[Fault] = []
         for i, given in enumerate(self.source.prompts):
@@ -311,7 +313,7 @@ class JobCreate(Request):
                 break
         if faults:
             raise invalid(faults)
-        return prompts
+        return prompts, counts_of(prompts)
 
 
 def _stored_filter(source: SourceIn) -> domain.StoredFilter | None:

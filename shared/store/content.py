@@ -79,7 +79,7 @@ class ContentStore:
     async def prompt_chunk(self, job_id: JobId, prompt_set: str, chunk: int) -> list[Prompt]:
         """The prompts of one chunk as they are asked; empty when there is no such chunk.
 
-        The one place where prompts of a file and what the job says for all of them come together."""
+        The one place where prompts and what the job says for all of them come together."""
         place = await self._place(job_id, prompt_set)
         blob: bytes | None = await ask(self._redis.hget(place.key, str(chunk)))
         prompts = unpack_prompts(blob) if blob else []
@@ -97,7 +97,7 @@ class ContentStore:
         )
         if status is None:
             return own
-        found = _Place(key.decode(), _defaults.decode(defaults) if defaults else None) if key else own
+        found = _Place(key.decode() if key else own.key, _defaults.decode(defaults) if defaults else None)
         while len(self._places) >= _PLACES_MAX:
             del self._places[next(iter(self._places))]
         self._places[job_id] = found

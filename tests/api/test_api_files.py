@@ -35,7 +35,7 @@ from shared.ids import FileId, JobId
 from shared.lifecycle import JobStatus
 from shared.models import Prompt, PromptCounts
 from shared.pricing import prompt_size
-from shared.prompts import FIELDS, KeySet, LineSplitter, PromptReader, chars_of, is_bare, read_prompt
+from shared.prompts import FIELDS, KeySet, LineSplitter, PromptReader, chars_of, read_prompt
 from shared.store import Store
 from shared.store.jobs import Change
 
@@ -537,11 +537,11 @@ def test_a_line_is_stored_and_counted_as_the_prompt_it_is(prompt: Any):
         prompts=1,
         asked=1,
         bytes=prompt_size(whole),
-        bare=is_bare(whole),
+        bare=whole.is_bare,
         toolless=1,
         formatless=1,
         longest_chars=chars_of(whole),
-        longest_bare_chars=chars_of(whole) if is_bare(whole) else 0,
+        longest_bare_chars=chars_of(whole) if whole.is_bare else 0,
         unreferenced=int(whole.reference is None),
         unpairable=int(not may_give_a_pair(whole)),
     )

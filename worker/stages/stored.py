@@ -14,9 +14,9 @@ from msgspec.structs import replace
 from shared.errors import JobDeleted, JobFailed, NotFound, ProviderUnavailable
 from shared.ids import JobId, TenantId, is_id, new_event_id
 from shared.lifecycle import JobStatus
-from shared.models import Event, Import, Job, JobError, JsonObject, Prompt, PromptDefaults
+from shared.models import Event, Import, Job, JobError, JsonObject, Prompt
 from shared.ports import ArchivedCompletion, CompletionArchive
-from shared.prompts import read_prompt, with_defaults
+from shared.prompts import read_prompt
 from worker.outcomes import Fail, Outcome, Wait
 from worker.stages import Save, Tools
 
@@ -121,8 +121,7 @@ class _Reader:
         prompt = read_prompt(value)
         if not isinstance(prompt, Prompt):
             return "unusable"
-        prompt = replace(prompt, finish_reason=stored.finish_reason)
-        return with_defaults(prompt, self._job.prompt_defaults or PromptDefaults())
+        return replace(prompt, finish_reason=stored.finish_reason)
 
     async def _is_ours(self, job_id: str | None) -> bool:
         """All tenants share the operator's account: what a job has stored is for its own tenant alone, and what no job
