@@ -41,6 +41,7 @@ P = ParamSpec("P")
 SCOPES: Final = get_args(Scope)
 LOCAL: Final = TenantId("local")
 DEEPEST_JSON: Final = 64  # levels; what later recurses over the body must never run out of stack
+_CONTAINERS: Final = frozenset({dict, list})
 _METADATA: Final = re.compile(r"metadata\[(.{1,64})\]", re.DOTALL)
 _METADATA_PAIRS_MAX: Final = 16
 _LARGE_BODY_BYTES: Final = 100_000  # some 5 ms of reading and planning; a thread costs more than that is worth
@@ -271,10 +272,11 @@ def parse_json(body: bytes) -> Any:
     for _ in range(DEEPEST_JSON + 1):
         if not layer:
             return value
-        layer = [inner for outer in layer for inner in (outer.values() if isinstance(outer, dict) else outer)]
-        if any(type(inner) is int and not -(2**63) <= inner < 2**64 for inner in layer):
+        layer = [inner for outer in layer for inner in (outer.values() if type(outer) is dict else outer)]
+        kinds = set(map(type, layer))
+        if int in kinds and any(type(inner) is int and not -(2**63) <= inner < 2**64 for inner in layer):
             raise BadRequest("The body holds a whole number of more than 64 bits.")
-        layer = [inner for inner in layer if isinstance(inner, dict | list)]
+        layer = [inner for inner in layer if type(inner) in _CONTAINERS] if kinds & _CONTAINERS else []
     raise too_deep
 
 
@@ -291,21 +293,23 @@ def json_body(model: type[Body], *, optional: bool = False) -> Any:
 
     optional: no body at all is an empty object."""
 
-    def read(body: bytes) -> Body:
-        return validated(model, parse_json(body))
-
     async def dependency(request: Request) -> Body:
         declared_empty = (
             request.headers.get("content-length", "0") == "0" and "transfer-encoding" not in request.headers
         )
         if optional and declared_empty:
             return validated(model, {})
-        require_json(request)
-        body = await read_body(request, services_of(request).settings.body_max_bytes)
-        request.state.body_bytes = len(body)
-        return await aside(len(body), read, body)
+        return await read_json(request, model)
 
     return Depends(dependency)
+
+
+async def read_json(request: Request, model: type[Body]) -> Body:
+    """The body.  Raises UnsupportedMediaType, BodyTooLarge, BadRequest, ValidationFailed."""
+    require_json(request)
+    body = await read_body(request, services_of(request).settings.body_max_bytes)
+    request.state.body_bytes = len(body)
+    return await aside(len(body), lambda: validated(model, parse_json(body)))
 
 
 def body_docs(model: type[BaseModel], *, required: bool = True) -> dict[str, Any]:

@@ -23,7 +23,7 @@ _QUOTED: Final = re.compile(r'"((?:[^"\\]|\\["\\])*)"')  # a structured header's
 _PLAIN: Final = re.compile(r"[\x20-\x7e]{1,255}")
 
 
-async def _key(
+async def idempotency_key(
     request: Request,
     _: Annotated[
         str | None,
@@ -43,7 +43,7 @@ async def _key(
     return key
 
 
-IdempotencyKey = Annotated[str | None, Depends(_key)]
+IdempotencyKey = Annotated[str | None, Depends(idempotency_key)]
 
 
 @asynccontextmanager

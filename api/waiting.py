@@ -14,7 +14,7 @@ LONGEST_SECONDS: Final = 60
 _WAIT: Final = re.compile(r'wait\s*=\s*"?(\d{1,9})"?', re.IGNORECASE)
 
 
-async def _wait_seconds(
+async def wait_seconds(
     request: Request,
     _: Annotated[
         str | None, Header(alias="Prefer", description="`wait=N`: answer once the job has ended, or after N ≤ 60 s")
@@ -27,7 +27,7 @@ async def _wait_seconds(
     return 0
 
 
-WaitSeconds = Annotated[int, Depends(_wait_seconds)]
+WaitSeconds = Annotated[int, Depends(wait_seconds)]
 
 
 async def hold(services: Services, request: Request, caller: Caller, job_id: str, seconds: int) -> dict[str, str]:

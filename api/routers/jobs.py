@@ -23,11 +23,11 @@ from api.deps import (
 )
 from api.idempotency import IdempotencyKey, repeatable
 from api.problems import RETRY_AFTER_SECONDS, documented
-from api.revalidation import Revalidated, etag_of, no_change
 from api.schemas.common import Page, page_of
 from api.schemas.datasets import ManifestOut
 from api.schemas.job_requests import EndpointIn, JobCreate, Resume
 from api.schemas.jobs import CompletionOut, DeletedJobOut, EstimateOut, EventOut, JobOut
+from api.shortcuts import Accepting, Revalidated, etag_of, no_change
 from api.streaming import Stream, open_event_stream, wants_events
 from api.waiting import WaitSeconds, hold
 from shared.curation import Reason, SplitName
@@ -88,14 +88,6 @@ async def _accepted(
     return Response(body, 202, headers, "application/json")
 
 
-@router.post(
-    "",
-    status_code=202,
-    response_model=JobOut,
-    responses=documented(400, 409, 413, 415)
-    | {200: {"model": EstimateOut, "description": "`validate_only`: nothing was stored or spent"}},
-    openapi_extra=body_docs(JobCreate),
-)
 async def create_job(
     caller: Writer,
     body: Annotated[JobCreate, json_body(JobCreate)],
@@ -118,6 +110,19 @@ async def create_job(
     return await _accepted(new, services, request, caller, wait_seconds)
 
 
+router.add_api_route(
+    "",
+    create_job,
+    methods=["POST"],
+    status_code=202,
+    response_model=JobOut,
+    responses=documented(400, 409, 413, 415)
+    | {200: {"model": EstimateOut, "description": "`validate_only`: nothing was stored or spent"}},
+    openapi_extra=body_docs(JobCreate),
+    route_class_override=Accepting,
+)
+
+
 async def _plan(caller: Caller, services: Services, body: JobCreate, request: Request) -> Plan:
     spec = body.to_spec()
     require_allowed(spec, caller.providers)
@@ -132,8 +137,8 @@ async def _planned(caller: Caller, services: Services, body: JobCreate, spec: Jo
     if spec.source == "stored_completions":
         return services.planner.from_stored(spec)
     size: int = request.state.body_bytes
-    prompts = await aside(size, body.to_prompts, most=services.settings.inline_prompts_max)
-    return await aside(size, services.planner.plan, spec, prompts)
+    prompts, counts = await aside(size, body.to_prompts, most=services.settings.inline_prompts_max)
+    return await aside(size, services.planner.plan, spec, prompts, counts)
 
 
 @router.get("", responses=documented(400), openapi_extra=METADATA_DOCS)

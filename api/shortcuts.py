@@ -1,7 +1,7 @@
-"""304 for who has the job already, before the framework works out what the route asks for.
+"""What clients ask most, answered before the framework works out what the route asks for.
 
-A client that polls asks this again and again, and nearly always nothing has changed: the answer is one read of the
-store.  Half of what it took was solving dependencies that it does not need."""
+A job that is new, or one that has not changed since its client last asked: what FastAPI takes to solve their
+dependencies is half of what the answers take."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from fastapi import Request, Response
 from fastapi.routing import APIRoute
 
 from api.content import matches
-from api.deps import authorized, services_of
+from api.deps import authorized, read_json, services_of
+from api.idempotency import idempotency_key
+from api.schemas.job_requests import JobCreate
+from api.waiting import wait_seconds
 
 
 def etag_of(version: int) -> str:
@@ -21,6 +24,29 @@ def etag_of(version: int) -> str:
 
 def no_change(etag: str, further: Mapping[str, str] | None = None) -> Response:
     return Response(status_code=304, headers={"ETag": etag, **(further or {})})
+
+
+class Accepting(APIRoute):
+    """POST of a job: its endpoint with what it depends on, in the same order.  A query is the framework's to read."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        whole = super().get_route_handler()
+
+        async def handler(request: Request) -> Response:
+            if request.scope["query_string"]:
+                return await whole(request)
+            caller = await authorized(request, "jobs:write")
+            answer: Response = await self.endpoint(
+                caller=caller,
+                body=await read_json(request, JobCreate),
+                services=services_of(request),
+                key=await idempotency_key(request),
+                wait_seconds=await wait_seconds(request),
+                request=request,
+            )
+            return answer
+
+        return handler
 
 
 class Revalidated(APIRoute):
