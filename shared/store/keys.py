@@ -15,9 +15,9 @@ from shared.lifecycle import JobStatus
 def job(job_id: JobId) -> str:
     """HASH, the row: tenant, status, stage, version, spec, … (JSON where it is not a scalar), the lease (fence, owner,
     lease_until_ms, takeovers, commits), runs (times it began or went on to run), the money (spent_nano, reserved_nano,
-    unconfirmed_nano, possibly_billed), and where the prompts lie when they are a file's (source_chunks: that key;
-    prompt_defaults: what they do not carry yet).  once: the key of its idempotency record.  deleted_at_ms: nobody sees
-    it any more; counted (JSON): what its purge began with; once purged, only tenant, deleted_at_ms, purged_at_ms and
+    unconfirmed_nano, possibly_billed), where the prompts lie when they are a file's (source_chunks: that key), and what
+    none of them says itself (prompt_defaults).  once: the key of its idempotency record.  deleted_at_ms: nobody sees it
+    any more; counted (JSON): what its purge began with; once purged, only tenant, deleted_at_ms, purged_at_ms and
     receipt (JSON) are left, for 30 days.
     let_go_day: see commit.lua.  needs_nano: what a job that waits for money needs to go on."""
     return f"d:{{{job_id}}}:job"
