@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from tests.system import System
+from shared.models import Usage
+from shared.pricing import Prices
+from tests.system import TEACHER, System
 
 CHAT = {"path": "/chat/completions"}
 
@@ -38,6 +40,32 @@ def test_a_job_ends_right_through_refusals_errors_and_dropped_connections(tmp_pa
         bought_again = ledger["completions_billed"] - ledger["distinct_prompts_billed"]
         assert bought_again <= job["progress"]["possibly_billed"]
         assert job["cost"]["reserved_usd"] == "0"
+
+
+def test_errors_after_the_work_was_done_are_counted_and_the_bill_stays_within_the_budget(tmp_path: Path) -> None:
+    limit = 0.034  # a little more than the job costs when nothing goes wrong
+    with System(tmp_path, settings={"WORKER_MAX_IN_FLIGHT": "10"}, latency_seconds=0.02) as system:
+        system.start_worker()
+        system.sandbox.faults([sometimes(0.8, kind="server_error", status=500, after_work=True)])
+        job_id = system.submit(prompts=60, budget={"max_cost_usd": str(limit)})["id"]
+
+        def stopped() -> dict[str, Any] | None:
+            job = system.job(job_id)
+            return job if job["status"] not in {"queued", "running"} else None
+
+        job = system.until(stopped, "the budget is reached", seconds=40)
+
+        assert job["paused_reason"] == "budget"
+        ledger = system.sandbox.ledger()
+        lost = ledger["completions_billed"] - job["progress"]["completions_settled"]
+        assert 0 < lost <= job["progress"]["possibly_billed"]
+        billed = Usage(
+            prompt_tokens=ledger["prompt_tokens_billed"], completion_tokens=ledger["completion_tokens_billed"]
+        )
+        assert 0 < (Prices().cost_nano("openai", TEACHER, billed) or 0) <= limit * 1e9
+        used = sum(float(job["cost"][part]) for part in ("spent_usd", "reserved_usd", "unconfirmed_usd"))
+        assert float(job["cost"]["unconfirmed_usd"]) > 0
+        assert used <= limit
 
 
 def test_an_answer_of_forty_megabytes_costs_its_prompt_and_not_the_worker(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from shared.errors import (
     ProviderRejected,
     ProviderUnavailable,
 )
+from shared.retries import RetryPolicy, Stop, after_failure
 from worker.providers.answers import error_of, parse_completion, retry_after_seconds
 
 QUOTA = (
@@ -77,9 +78,31 @@ def test_an_error_without_a_readable_body_is_judged_by_its_status(status, body):
     assert isinstance(the_error(status, body=body), wanted[status])
 
 
-@pytest.mark.parametrize(("status", "maybe"), [(500, False), (502, True), (504, True), (409, False)])
-def test_only_what_a_gateway_said_may_have_been_billed(status, maybe):
-    assert the_error(status).billed_maybe is maybe
+CIRCUMSTANCES = {
+    "failures": 1,
+    "fresh_for_seconds": None,
+    "policy": RetryPolicy(attempts_max=3, base_seconds=1.0, cap_seconds=9.0),
+    "jitter": 0.0,
+}
+SURELY_UNBILLED = (400, 401, 402, 403, 404, 405, 409, 410, 413, 415, 422, 429, 503)
+MAYBE_BILLED = (201, 204, 408, 424, 500, 501, 502, 504, 505, 507, 508, 520, 522, 524, 529, 599)
+
+
+@pytest.mark.parametrize("status", SURELY_UNBILLED)
+@pytest.mark.parametrize("headers", [{}, {"x_should_retry": "true"}, {"x_should_retry": "false"}])
+def test_a_refusal_and_an_overload_are_surely_not_billed(status, headers):
+    decision = after_failure(the_error(status, **headers), attempts=1, **CIRCUMSTANCES)
+
+    assert isinstance(decision, Stop) or not decision.lost
+
+
+@pytest.mark.parametrize("status", MAYBE_BILLED)
+@pytest.mark.parametrize("headers", [{}, {"x_should_retry": "true"}, {"x_should_retry": "false"}])
+@pytest.mark.parametrize("attempts", [1, 3])
+def test_whatever_broke_may_have_broken_after_the_work_was_done_and_billed(status, headers, attempts):
+    decision = after_failure(the_error(status, **headers), attempts=attempts, **CIRCUMSTANCES)
+
+    assert decision.lost, decision
 
 
 def test_an_error_keeps_the_providers_codes_and_none_of_its_words():

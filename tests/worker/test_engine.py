@@ -322,6 +322,21 @@ async def test_a_submission_that_never_arrived_is_made_again(store):
     assert (len(trainer.jobs), ended.fine_tunes[0].status) == (1, "succeeded")
 
 
+async def test_a_provider_that_answers_no_submission_is_asked_a_bounded_number_of_times(store):
+    class Deaf(ScriptedTrainer):
+        async def submit(self, request):
+            raise LOST
+
+    job = await in_training(store)
+
+    ended = await through_crashes(
+        store, Lab(trainer=Deaf()), job, unknown_outcome_wait_seconds=0.01, stage_attempts_max=3
+    )
+
+    assert (ended.status, ended.error.code, ended.error.retryable) == (S.FAILED, "provider_unavailable", True)
+    assert ended.fine_tunes[0].submissions == 3
+
+
 async def test_of_two_submissions_the_one_that_is_followed_is_kept(store):
     trainer, job = ScriptedTrainer(), await in_training(store)
     trainer.faults["submit!"] = LOST

@@ -38,7 +38,8 @@ QUOTA_CODES: Final = frozenset(
     }
 )
 _WORD: Final = re.compile(r"[A-Za-z0-9_.:/\[\]-]{1,128}")
-_GATEWAY: Final = frozenset({502, 504})  # a proxy answered; the model behind it may have done the work
+#: 408: the server gave up on a request it had; 424: a model server's own failure while it generates (TGI).
+_WORK_MAY_BE_DONE: Final = frozenset({408, 424})
 _RETRY_AFTER_MAX_SECONDS: Final = 3600.0
 
 
@@ -140,15 +141,24 @@ def error_of(status: int, body: bytes, header: Header) -> ProviderError:
         return ProviderQuotaExhausted("The provider's credit or spend limit is exhausted.", **known)
     if code in {"rate_limit_exceeded", "slow_down", "server_is_overloaded"} or status in {429, 503}:
         return ProviderRateLimited("The provider asks for fewer requests.", retry_after_seconds=wait, **known)
-    if header("x-should-retry") == "true" or status >= 500 or status in {408, 409}:
+    maybe = may_be_billed(status)
+    if header("x-should-retry") == "true" or maybe or status == 409:
         return ProviderUnavailable(
-            f"The provider answered {status}.", billed_maybe=status in _GATEWAY, retry_after_seconds=wait, **known
+            f"The provider answered {status}.", billed_maybe=maybe, retry_after_seconds=wait, **known
         )
     if code == "invalid_api_key" or status in {401, 403}:
         return ProviderAuthFailed("The provider refused the operator's key, or what it may do.", **known)
     if code == "model_not_found" or status == 404:
         return ProviderModelMissing("The provider has no such model.", **known)
     return ProviderRejected("The provider refused the request.", param=word(envelope.param), **known)
+
+
+def may_be_billed(status: int) -> bool:
+    """Whether the work may have been done, and be charged, although this status came instead of the answer.
+
+    A refusal (4xx) and an overload (503) come before the work, a redirection instead of it; what breaks (5xx) may break
+    after it."""
+    return status in _WORK_MAY_BE_DONE or status < 300 or (status >= 500 and status != 503)
 
 
 def word(text: str | None) -> str | None:

@@ -21,6 +21,7 @@ from worker.providers.sdk import asked, files_named
 
 _PARTS_AT_ONCE: Final = 3
 _TRIES_PER_PART: Final = 3
+_FAILED: Final = 500  # of the server that was to store it, and no proxy's
 _RETRY_SECONDS: Final = 1.0
 _RETRY_MOST_SECONDS: Final = 30.0
 _ASSEMBLY_LOOKS: Final = 60
@@ -75,8 +76,8 @@ async def _send(client: AsyncOpenAI, upload_id: str, path: Path, part_bytes: int
 
 
 async def _part(client: AsyncOpenAI, upload_id: str, path: Path, start: int, length: int) -> str:
-    """Sent again where it was certainly not stored.  Where that is not known the upload begins anew, for a provider may
-    count a part twice against the bytes that were announced."""
+    """Sent again where the provider says that it failed.  Where no answer of its own came the upload begins anew, for a
+    provider may count a part twice against the bytes that were announced."""
     tries = 0
     while True:
         tries += 1
@@ -84,7 +85,7 @@ async def _part(client: AsyncOpenAI, upload_id: str, path: Path, start: int, len
             with io.BufferedReader(Window(path, start, length)) as window:
                 return (await asked(client.uploads.parts.create(upload_id, data=window))).id
         except ProviderError as error:
-            lost = isinstance(error, ProviderUnavailable) and error.billed_maybe
+            lost = isinstance(error, ProviderUnavailable) and error.billed_maybe and error.status != _FAILED
             if lost or not error.retryable or tries == _TRIES_PER_PART:
                 raise
             await asyncio.sleep(min(error.retry_after_seconds or _RETRY_SECONDS, _RETRY_MOST_SECONDS))

@@ -180,6 +180,10 @@ class Submission(StudentStep):
             return await self._submitted(tune, found[0])
         if not given_up(tune, self._tools):
             return LOOK_FOR_LOST_SECONDS
+        if tune.submissions >= self._settings.stage_attempts_max:
+            unanswered = ProviderUnavailable("The provider has answered no submission.")
+            await self._end(tune, status="refused", error=job_error(unanswered, Stage.TRAINING))
+            return None
         return await self._submit(tune)
 
     async def _submitted(self, tune: FineTune, job: TrainingJob) -> float | None:
