@@ -46,6 +46,19 @@ async def idempotency_key(
 IdempotencyKey = Annotated[str | None, Depends(idempotency_key)]
 
 
+async def _refuse_key(request: Request) -> None:
+    if "idempotency-key" in request.headers:
+        raise BadRequest(
+            "This route takes no Idempotency-Key: sent twice, it is carried out twice.  Nothing was done.",
+            code="idempotency_key_unsupported",
+        )
+
+
+#: Of a route that makes something anew each time it is asked, most of them a secret, which is not kept to be shown
+#: again.  Who counts on a key there is told before anything is done.
+NOT_REPEATABLE: Final = Depends(_refuse_key)
+
+
 @asynccontextmanager
 async def repeatable(
     store: Store, tenant: TenantId, route: str, key: str | None, asked: BaseModel, answer: Callable[[Job], bytes]

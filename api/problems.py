@@ -68,6 +68,13 @@ PROBLEMS: Final[Mapping[str, Problem]] = {
         "`Idempotency-Key` is empty, longer than 255 characters or not plain ASCII.",
         "Send a fresh UUID for every request you mean to make once.",
     ),
+    "idempotency_key_unsupported": Problem(
+        400,
+        "The route takes no idempotency key",
+        "`Idempotency-Key` was sent to a route that does anew what it is asked each time: an upload, a new API key or"
+        " webhook endpoint, another secret, a delivery sent again.  Nothing was done.",
+        "Send it without the key.  When an answer was lost, look into the list for what was made, and delete it.",
+    ),
     "invalid_signature": Problem(
         400,
         "The signature does not verify",
@@ -170,6 +177,12 @@ PROBLEMS: Final[Mapping[str, Problem]] = {
         "There are too many webhook endpoints",
         "A tenant may have 20 webhook endpoints.",
         "Delete one, or let one take more events.",
+    ),
+    "too_many_webhook_secrets": Problem(
+        409,
+        "Too many secrets of this webhook endpoint still sign",
+        "Each replaced secret signs for 24 hours more, and at most 5 sign one delivery.",
+        "Rotate again once the oldest has ended, or make another endpoint.",
     ),
     "webhook_endpoint_disabled": Problem(
         409,

@@ -14,12 +14,13 @@ from msgspec.structs import replace
 
 from shared.errors import BadRequest, Conflict, Fault, NotFound, ValidationFailed
 from shared.ids import DeliveryId, EndpointId, TenantId, is_id, new_endpoint_id
-from shared.models import Delivery, WebhookEndpoint
+from shared.models import Delivery, RetiredSecret, WebhookEndpoint
 from shared.notices import trial_of
 from shared.store import Store
-from shared.webhooks import check_url
+from shared.webhooks import check_url, still_signing
 
 OVERLAP_MS: Final = 86_400_000  # for so long after a rotation the old secret signs beside the new one
+SECRETS_MAX: Final = 5  # that sign one delivery: each makes its head longer, and who rotates in a loop is stopped
 _SECRET_BYTES: Final = 32
 
 
@@ -88,18 +89,23 @@ class Endpoints:
         return await self._store.webhooks.change(tenant, _checked(endpoint_id), lambda _: None)
 
     async def rotate(self, tenant: TenantId, endpoint_id: str) -> WebhookEndpoint:
-        """A new secret.  The one before signs beside it for a day; one from before that, no longer."""
+        """A new secret.  The one before signs beside it for a day, as those before that do until their day is over.
+
+        Raises Conflict `too_many_webhook_secrets`."""
         secret, now_ms = _new_secret(), _now_ms()
-        return await self._store.webhooks.change(
-            tenant,
-            _checked(endpoint_id),
-            lambda endpoint: replace(
-                endpoint,
-                secret=secret,
-                previous_secret=endpoint.secret,
-                previous_until_ms=now_ms + OVERLAP_MS,
-            ),
-        )
+
+        def rotated(endpoint: WebhookEndpoint) -> WebhookEndpoint:
+            replaced = RetiredSecret(secret=endpoint.secret, until_ms=now_ms + OVERLAP_MS)
+            retired = [replaced, *still_signing(endpoint, now_ms)]
+            if len(retired) >= SECRETS_MAX:
+                raise Conflict(
+                    f"{SECRETS_MAX} secrets of this endpoint still sign.  Rotate again once the oldest has ended, or"
+                    " make another endpoint.",
+                    code="too_many_webhook_secrets",
+                )
+            return replace(endpoint, secret=secret, retired_secrets=retired)
+
+        return await self._store.webhooks.change(tenant, _checked(endpoint_id), rotated)
 
     async def test(self, tenant: TenantId, endpoint_id: str) -> Delivery:
         """Send it a `webhook.test`.  Raises Conflict when it is disabled."""

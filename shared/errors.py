@@ -14,7 +14,7 @@ DistillError                      code, retryable; `str()` is the sentence the c
 │   ├── IdempotencyKeyReused      idempotency_key_reused
 │   ├── Conflict                  idempotency_in_progress, job_not_finished, student_not_awaiting, …
 │   └── BadRequest                malformed_json, malformed_form, invalid_cursor, invalid_idempotency_key,
-│                                 invalid_signature
+│                                 idempotency_key_unsupported, invalid_signature
 ├── StoreError                    store_unavailable, store_full (both worth a retry)
 ├── ProviderError                 what a teacher or trainer answered; worker-side, decides retry or pause
 │   ├── ProviderUnavailable       no usable answer: time-out, dropped connection, 5xx, garbage (may have been billed)

@@ -571,11 +571,21 @@ class DeliveryAttempt(Record, frozen=True, kw_only=True):
     error: str | None = None
 
 
+class RetiredSecret(Record, frozen=True, kw_only=True):
+    """A secret that was replaced, and signs beside the newer ones until then."""
+
+    secret: str
+    until_ms: int
+
+    def __repr__(self) -> str:
+        return f"RetiredSecret(until_ms={self.until_ms})"
+
+
 class WebhookEndpoint(Record, frozen=True, kw_only=True):
     """Where a tenant is told of what happens to any of its jobs.
 
-    secret: signs every delivery; previous_secret too, until previous_until_ms.  disabled_reason: "gone" when the
-    receiver has answered 410; None when it is enabled, or its owner disabled it."""
+    secret: signs every delivery; those it replaced too, each until its own time, the newest first.  disabled_reason:
+    "gone" when the receiver has answered 410; None when it is enabled, or its owner disabled it."""
 
     id: EndpointId
     tenant: TenantId
@@ -586,8 +596,7 @@ class WebhookEndpoint(Record, frozen=True, kw_only=True):
     description: str | None = None
     enabled: bool = True
     disabled_reason: Literal["gone"] | None = None
-    previous_secret: str | None = None
-    previous_until_ms: int = 0
+    retired_secrets: list[RetiredSecret] = []
 
     def __repr__(self) -> str:
         """Without the secrets, which a log line or a traceback must never show."""

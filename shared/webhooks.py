@@ -20,7 +20,7 @@ from standardwebhooks import Webhook
 
 from shared.errors import Fault, ValidationFailed
 from shared.ids import EndpointId, JobId
-from shared.models import DeliveryAttempt, WebhookEndpoint
+from shared.models import DeliveryAttempt, RetiredSecret, WebhookEndpoint
 
 Address: TypeAlias = IPv4Address | IPv6Address
 Network: TypeAlias = IPv4Network | IPv6Network
@@ -95,14 +95,17 @@ def signing_secret(secret: bytes, tenant: str) -> str:
 
 
 def secrets_of(endpoint: WebhookEndpoint, now: datetime) -> list[str]:
-    """What signs a delivery to this endpoint now: for a day after a rotation the secret before it too."""
-    previous = endpoint.previous_secret
-    overlapping = previous is not None and now.timestamp() * 1000 < endpoint.previous_until_ms
-    return [endpoint.secret, previous] if previous is not None and overlapping else [endpoint.secret]
+    """What signs a delivery to this endpoint now: its secret, and for a day after their rotation those before it."""
+    return [endpoint.secret, *(retired.secret for retired in still_signing(endpoint, now.timestamp() * 1000))]
+
+
+def still_signing(endpoint: WebhookEndpoint, now_ms: float) -> list[RetiredSecret]:
+    """Its replaced secrets whose time is not over, the newest first."""
+    return [retired for retired in endpoint.retired_secrets if now_ms < retired.until_ms]
 
 
 def headers(event_id: str, body: str, secrets: Sequence[str], now: datetime) -> dict[str, str]:
-    """Headers of one attempt, with one signature per secret: two while a secret is being replaced.
+    """Headers of one attempt, with one signature per secret: several while one is being replaced.
 
     event_id: the same at every attempt; receivers deduplicate by it.  now: of this attempt, aware.
     Raises ValueError for a naive `now` or no secret."""

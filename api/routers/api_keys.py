@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, Depends, Query, Response
 
 from api.deps import Caller, Wired, authenticate, body_docs, json_body, known_query_only, requires
+from api.idempotency import NOT_REPEATABLE
 from api.problems import documented
 from api.schemas.api_keys import ApiKeyCreate, ApiKeyOut, NewApiKeyOut, Tenant
 from api.schemas.common import Deleted, Page, page_of
@@ -61,7 +62,13 @@ def _checked(key_id: str) -> KeyId:
     return KeyId(key_id)
 
 
-@router.post("", status_code=201, responses=documented(400, 413, 415), openapi_extra=body_docs(ApiKeyCreate))
+@router.post(
+    "",
+    status_code=201,
+    dependencies=[NOT_REPEATABLE],
+    responses=documented(400, 413, 415),
+    openapi_extra=body_docs(ApiKeyCreate),
+)
 async def create_api_key(
     caller: Admin, body: Annotated[ApiKeyCreate, json_body(ApiKeyCreate)], services: Wired, response: Response
 ) -> NewApiKeyOut:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Final, Literal
 from fastapi import APIRouter, Depends, Query, Request, Response
 
 from api.deps import Caller, Wired, authenticate, known_query_only, requires
+from api.idempotency import NOT_REPEATABLE
 from api.problems import documented
 from api.schemas.common import Deleted, Page, page_of
 from api.schemas.files import FileOut
@@ -42,7 +43,9 @@ _BODY: Final[dict[str, Any]] = {
 }
 
 
-@router.post("", status_code=201, responses=documented(400, 413, 415), openapi_extra=_BODY)
+@router.post(
+    "", status_code=201, dependencies=[NOT_REPEATABLE], responses=documented(400, 413, 415), openapi_extra=_BODY
+)
 async def upload_file(request: Request, caller: Writer, services: Wired, response: Response) -> FileOut:
     """Upload prompts as JSON lines, for `source.file_id` of any number of jobs.  Checked to the last line, or refused
     with the lines that are wrong."""

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, Depends, Query, Response
 
 from api.deps import Caller, Wired, authenticate, body_docs, json_body, known_query_only, requires
+from api.idempotency import NOT_REPEATABLE
 from api.problems import documented
 from api.schemas.common import Deleted, Page, page_of
 from api.schemas.webhooks import (
@@ -32,6 +33,7 @@ Order = Annotated[Literal["asc", "desc"], Query()]
 @router.post(
     "/webhook_endpoints",
     status_code=201,
+    dependencies=[NOT_REPEATABLE],
     responses=documented(400, 409, 413, 415),
     openapi_extra=body_docs(WebhookEndpointCreate),
 )
@@ -86,17 +88,27 @@ async def delete_webhook_endpoint(endpoint_id: str, caller: Writer, services: Wi
     return Deleted(id=endpoint.id, object="webhook_endpoint", deleted=True)
 
 
-@router.post("/webhook_endpoints/{endpoint_id}/rotate_secret", responses=documented(404))
+@router.post(
+    "/webhook_endpoints/{endpoint_id}/rotate_secret",
+    dependencies=[NOT_REPEATABLE],
+    responses=documented(400, 404, 409),
+)
 async def rotate_webhook_secret(
     endpoint_id: str, caller: Writer, services: Wired, response: Response
 ) -> NewWebhookEndpointOut:
-    """A new secret, shown in this answer and never again.  For 24 hours the old one signs beside it."""
+    """A new secret, shown in this answer and never again.  For 24 hours the old one signs beside it,
+    as do those before it until their own 24 hours are over; at most 5 sign at once."""
     endpoint = await services.endpoints.rotate(caller.tenant, endpoint_id)
     response.headers["Cache-Control"] = "no-store"
     return NewWebhookEndpointOut.made(endpoint)
 
 
-@router.post("/webhook_endpoints/{endpoint_id}/test", status_code=202, responses=documented(404, 409))
+@router.post(
+    "/webhook_endpoints/{endpoint_id}/test",
+    status_code=202,
+    dependencies=[NOT_REPEATABLE],
+    responses=documented(400, 404, 409),
+)
 async def test_webhook_endpoint(endpoint_id: str, caller: Writer, services: Wired) -> WebhookDeliveryOut:
     """Send a `webhook.test`, whether or not the endpoint subscribes to it.  The log says how it went."""
     return WebhookDeliveryOut.of(await services.endpoints.test(caller.tenant, endpoint_id))
@@ -113,7 +125,12 @@ async def list_webhook_deliveries(
     return page_of([WebhookDeliveryOut.of(delivery) for delivery in found], has_more=more)
 
 
-@router.post("/webhook_deliveries/{delivery_id}/redeliver", status_code=202, responses=documented(404, 409))
+@router.post(
+    "/webhook_deliveries/{delivery_id}/redeliver",
+    status_code=202,
+    dependencies=[NOT_REPEATABLE],
+    responses=documented(400, 404, 409),
+)
 async def redeliver_webhook(delivery_id: str, caller: Writer, services: Wired) -> WebhookDeliveryOut:
     """Send it again, now, with the same `webhook-id`; if that fails, by the whole schedule."""
     return WebhookDeliveryOut.of(await services.endpoints.redeliver(caller.tenant, delivery_id))

@@ -50,7 +50,7 @@ class WebhookEndpointChange(Request):
 
 class WebhookEndpointOut(Response):
     """disabled_reason: `gone` when its receiver has answered 410.  previous_secret_until: so long the secret before the
-    last rotation signs as well."""
+    last rotation signs as well; one from before that, until 24 hours after its own."""
 
     id: str
     object: Literal["webhook_endpoint"]
@@ -86,7 +86,7 @@ def _endpoint_fields(endpoint: domain.WebhookEndpoint) -> dict[str, Any]:
         "description": endpoint.description,
         "enabled": endpoint.enabled,
         "disabled_reason": endpoint.disabled_reason,
-        "previous_secret_until": seconds(endpoint.previous_until_ms or None),
+        "previous_secret_until": seconds(endpoint.retired_secrets[0].until_ms if endpoint.retired_secrets else None),
         "created_at": endpoint.created_at_ms // 1000,
     }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections import Counter
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import redis.asyncio as redis
 from api_kit import Api, a_request, begin, problem_of, some_settings
 
+from api.app import create_app
 from shared.lifecycle import JobStatus
 from shared.store import Store
 from shared.store.jobs import Change
@@ -160,3 +162,30 @@ async def test_an_ended_job_keeps_its_first_answer(api: Api):
     job = await begin(api, first.json())
     await api.store.jobs.change(job, Change(status=JobStatus.SUCCEEDED))
     assert (await post(api, "k")).content == first.content
+
+
+#: POSTs that may be repeated as they are: the second finds done what it asks for.
+HARMLESS_TWICE = {
+    "/v1/jobs/{job_id}/cancel",
+    "/v1/jobs/{job_id}/pause",
+    "/v1/jobs/{job_id}/resume",
+    "/v1/jobs/{job_id}/students/{number}/endpoint",
+    "/v1/provider_events/{provider}",
+}
+
+PATHS = create_app(some_settings()).openapi()["paths"]
+
+
+@pytest.mark.parametrize("path", [path for path, operations in PATHS.items() if "post" in operations])
+async def test_a_key_is_honoured_or_refused_and_never_ignored(api: Api, path: str):
+    operation = PATHS[path]["post"]
+    if any(parameter["name"] == "Idempotency-Key" for parameter in operation.get("parameters", ())):
+        assert path in {"/v1/jobs", "/v1/jobs/{job_id}/retry"}  # the tests above are about these
+        return
+    if path in HARMLESS_TWICE:
+        return
+    filled = re.sub(r"{\w+}", "x", path)
+    refused = problem_of(await api.http.post(filled, json={}, headers={"Idempotency-Key": "k"}))
+    assert (refused["status"], refused["code"]) == (400, "idempotency_key_unsupported")
+    assert "400" in operation["responses"]
+    assert await api.keys() == []

@@ -15,7 +15,8 @@ from openai import OpenAI
 from standardwebhooks import Webhook, WebhookVerificationError
 
 from shared.deletion import mark_deleted
-from shared.endpoints import OVERLAP_MS, Destinations, Endpoints
+from shared.endpoints import OVERLAP_MS, SECRETS_MAX, Destinations, Endpoints
+from shared.errors import Conflict
 from shared.ids import DeliveryId, TenantId
 from shared.lifecycle import JobStatus
 from shared.models import Delivery, Job, WebhookEndpoint, WebhookTarget
@@ -118,14 +119,43 @@ async def test_a_rotated_secret_and_the_one_before_both_verify_for_a_day(
     [delivery] = await log(endpoints, endpoint)
     assert (delivery.status, [attempt.status for attempt in delivery.attempts]) == ("delivered", [200])
 
-    day_later = lambda present: replace(present, previous_until_ms=present.previous_until_ms - OVERLAP_MS)  # noqa: E731
-    await store.webhooks.change(job.tenant, endpoint.id, day_later)
+    await a_day_passes(store, endpoint)
     await endpoints.redeliver(job.tenant, delivery.id)
     await courier.deliver(DeliveryId(delivery.id))
 
     assert verified(receiver.received[1], second)["type"] == "job.failed"
     with pytest.raises(WebhookVerificationError):
         Webhook(first).verify(receiver.received[1][1], receiver.received[1][0])
+
+
+async def a_day_passes(store: Store, endpoint: WebhookEndpoint) -> None:
+    def later(present: WebhookEndpoint) -> WebhookEndpoint:
+        retired = [replace(one, until_ms=one.until_ms - OVERLAP_MS) for one in present.retired_secrets]
+        return replace(present, retired_secrets=retired)
+
+    await store.webhooks.change(endpoint.tenant, endpoint.id, later)
+
+
+async def test_rotated_again_within_the_day_every_secret_signs_until_its_own_day_is_over(
+    store: Store, endpoints: Endpoints, courier: Courier, job: Job, receiver: Receiver
+):
+    endpoint = await an_endpoint(endpoints, job, receiver.url)
+    rotated = [await endpoints.rotate(job.tenant, endpoint.id) for _ in range(SECRETS_MAX - 1)]
+    secrets = [endpoint.secret, *(one.secret for one in rotated)]
+    await an_event(store, job)
+    [delivery] = await log(endpoints, endpoint)
+
+    await courier.deliver(DeliveryId(delivery.id))
+
+    assert [verified(receiver.received[0], secret)["data"]["id"] for secret in secrets] == [job.id] * SECRETS_MAX
+    with pytest.raises(Conflict) as refused:
+        await endpoints.rotate(job.tenant, endpoint.id)
+    assert refused.value.code == "too_many_webhook_secrets"
+    await a_day_passes(store, endpoint)
+    await endpoints.rotate(job.tenant, endpoint.id)
+    await endpoints.redeliver(job.tenant, delivery.id)
+    await courier.deliver(DeliveryId(delivery.id))
+    assert receiver.received[1][0]["webhook-signature"].count("v1,") == 2
 
 
 async def test_redelivery_keeps_the_id_and_has_the_whole_schedule_before_it(
