@@ -86,6 +86,8 @@ def create_app(settings: Settings, *, store: Store | None = None, doorbell: Bell
     preflight = Preflight(used_store, catalogues, providers=settings.providers, prices=prices)
     job_cases = Jobs(used_store, bell, planner, preflight)
     watcher = Watcher(used_store.jobs)
+    keyring = KeyRing(used_store.api_keys)
+    keyring.on_revoked = watcher.wake
 
     @lru_cache(maxsize=1_024)  # asked twice per request
     def per_minute(tenant: TenantId) -> int:
@@ -98,6 +100,7 @@ def create_app(settings: Settings, *, store: Store | None = None, doorbell: Bell
         yield
         await measured.close()
         await watcher.close()
+        await keyring.close()
         await job_cases.close()
         if isinstance(bell, Doorbell):
             bell.close()
@@ -124,7 +127,7 @@ def create_app(settings: Settings, *, store: Store | None = None, doorbell: Bell
         jobs=job_cases,
         files=Files(used_store, _file_limits(settings)),
         endpoints=Endpoints(used_store, _destinations(settings)),
-        keyring=KeyRing(used_store.api_keys),
+        keyring=keyring,
         allowances=Allowances(used_store.rates, per_minute),
         provider_events=ProviderEvents(used_store.followed, _event_secrets(settings), job_cases.ring),
         event_allowances=Allowances(used_store.rates, lambda _: _PROVIDER_EVENTS_PER_MINUTE),

@@ -6,8 +6,9 @@ import asyncio
 import difflib
 import hmac
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Final, ParamSpec, TypeVar, cast, get_args
 
 import msgspec
@@ -93,6 +94,7 @@ class Caller:
 
     tenant: TenantId
     scopes: frozenset[str]
+    secret: str = field(repr=False)
     operator: bool = False
     key_providers: frozenset[str] | None = None
     providers: frozenset[str] | None = None
@@ -122,7 +124,7 @@ async def _caller(request: Request, services: Services) -> Caller:
     # The header arrives as Latin-1; compared as bytes, because compare_digest takes no text beyond ASCII.
     expected = admin_key.get_secret_value().encode() if admin_key is not None else b""
     if expected and hmac.compare_digest(key.strip().encode("latin-1"), expected):
-        return Caller(LOCAL, frozenset(SCOPES), operator=True, providers=_providers(services, LOCAL, None))
+        return Caller(LOCAL, frozenset(SCOPES), key.strip(), operator=True, providers=_providers(services, LOCAL, None))
     stored = await services.keyring.find(key.strip())
     if stored is None:
         raise Unauthenticated("The API key is not known.", code="invalid_api_key")
@@ -130,9 +132,20 @@ async def _caller(request: Request, services: Services) -> Caller:
     return Caller(
         stored.tenant,
         frozenset(stored.scopes),
+        key.strip(),
         key_providers=held_to,
         providers=_providers(services, stored.tenant, held_to),
     )
+
+
+@contextmanager
+def key_held(services: Services, caller: Caller) -> Iterator[Callable[[], bool]]:
+    """While something stays open for the caller: whether the key still opens it.  The operator's cannot be revoked."""
+    if caller.operator:
+        yield lambda: True
+        return
+    with services.keyring.held(caller.secret) as held:
+        yield lambda: held.opens
 
 
 def _providers(services: Services, tenant: TenantId, held_to: frozenset[str] | None) -> frozenset[str] | None:

@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Final
 
+from shared.errors import StoreError
 from shared.ids import KeyId
 from shared.store.api_keys import ApiKey, ApiKeyStore, digest
 
 REMEMBERED_SECONDS: Final = 5.0
+_LOOK_SECONDS: Final = 3.0  # between two looks at the keys that something open was asked for with
 _KEYS_MAX: Final = 10_000
+
+
+class Held:
+    """A key that streams and held answers were asked for with.  opens: until it is revoked."""
+
+    def __init__(self, secret: str) -> None:
+        self.secret = secret
+        self.opens = True
+        self.holders = 0
 
 
 class KeyRing:
@@ -22,6 +35,9 @@ class KeyRing:
         self._store = store
         self._clock = clock
         self._seen: dict[str, tuple[ApiKey, float]] = {}
+        self._held: dict[str, Held] = {}
+        self._looking: asyncio.Task[None] | None = None
+        self.on_revoked: Callable[[], None] = lambda: None  # wakes whoever waits, to look at what it holds
 
     async def find(self, secret: str) -> ApiKey | None:
         place, now = digest(secret), self._clock()
@@ -38,3 +54,32 @@ class KeyRing:
 
     def forget(self, key_id: KeyId) -> None:
         self._seen = {place: seen for place, seen in self._seen.items() if seen[0].id != key_id}
+
+    @contextmanager
+    def held(self, secret: str) -> Iterator[Held]:
+        """For as long as something stays open for the key.  One look serves all that hold it, so that a thousand
+        streams cost no more than one."""
+        held = self._held.setdefault(secret, Held(secret))
+        held.holders += 1
+        if self._looking is None or self._looking.done():
+            self._looking = asyncio.get_running_loop().create_task(self._look())
+        try:
+            yield held
+        finally:
+            held.holders -= 1
+            if not held.holders:
+                self._held.pop(secret, None)
+
+    async def close(self) -> None:
+        if self._looking is not None:
+            self._looking.cancel()
+            await asyncio.gather(self._looking, return_exceptions=True)
+
+    async def _look(self) -> None:
+        while self._held:
+            await asyncio.sleep(_LOOK_SECONDS)
+            for held in [held for held in self._held.values() if held.opens]:
+                with suppress(StoreError):  # nothing is told either while the store is away
+                    held.opens = await self._store.find(held.secret) is not None
+            if not all(held.opens for held in self._held.values()):
+                self.on_revoked()

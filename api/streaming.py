@@ -11,8 +11,8 @@ from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from api.middleware import HEAD_ONLY
-from api.watch import Slots, Watcher
-from shared.ids import JobId, TenantId
+from api.watch import Watcher
+from shared.ids import JobId
 from shared.models import Event
 
 _RETRY_MS: Final = 2_000  # how soon a browser connects again after a stream that broke
@@ -55,24 +55,27 @@ async def _head_of(stream: StreamingResponse, send: Send) -> None:
 
 def open_event_stream(
     watcher: Watcher,
-    slots: Slots,
-    tenant: TenantId,
+    held: AsyncExitStack,
     job_id: JobId,
     *,
     after: int,
     keepalive_seconds: float,
     show: Callable[[Event], str],
+    allowed: Callable[[], bool],
 ) -> EventStream:
-    """The job's events later than `after`, then those to come, until the terminal one.  Raises TooMany.
+    """The job's events later than `after`, then those to come, until the terminal one, or until it is not allowed.
 
-    show: an event as JSON."""
-    held = AsyncExitStack()
-    held.enter_context(slots.taken(tenant))
-    return EventStream(_frames(watcher, job_id, after, keepalive_seconds, show), held)
+    held: let go when the connection ends.  show: an event as JSON.  allowed: asked again whenever the watcher wakes."""
+    return EventStream(_frames(watcher, job_id, after, keepalive_seconds, show, allowed), held)
 
 
 async def _frames(
-    watcher: Watcher, job_id: JobId, after: int, keepalive_seconds: float, show: Callable[[Event], str]
+    watcher: Watcher,
+    job_id: JobId,
+    after: int,
+    keepalive_seconds: float,
+    show: Callable[[Event], str],
+    allowed: Callable[[], bool],
 ) -> AsyncGenerator[bytes, None]:
     def frame(event: Event) -> bytes:
         return f"id: {event.sequence}\nevent: {event.type}\ndata: {show(event)}\n\n".encode()
@@ -80,6 +83,9 @@ async def _frames(
     yield f"retry: {_RETRY_MS}\n\n".encode()
     async with watcher.watching(job_id) as watched:
         while not watcher.draining:
+            if not allowed():
+                yield b": the API key was revoked\n\n"
+                return
             changed = watched.changed  # taken before looking, so that no change falls between
             ended, last = watched.ended, watched.glance.sequence if watched.glance is not None else 0
             found = await watched.events_after(after, watcher.jobs, frame)

@@ -121,6 +121,10 @@ class Watcher:
     def drain(self) -> None:
         """The process is about to end: whoever waits is answered now."""
         self.draining = True
+        self.wake()
+
+    def wake(self) -> None:
+        """Whoever waits looks up: what it may, or whether anybody listens, has changed."""
         for watched in self._watched.values():
             watched.wake()
 

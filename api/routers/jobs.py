@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from contextlib import AsyncExitStack, suppress
 from typing import Annotated, Any, Final, Literal
 
 from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
@@ -18,6 +19,7 @@ from api.deps import (
     authenticate,
     body_docs,
     json_body,
+    key_held,
     known_query_only,
     requires,
 )
@@ -31,7 +33,7 @@ from api.shortcuts import Accepting, Revalidated, etag_of, no_change
 from api.streaming import Stream, open_event_stream, wants_events
 from api.waiting import WaitSeconds, hold
 from shared.curation import Reason, SplitName
-from shared.errors import BadRequest, JobNotFinished, NotFound
+from shared.errors import BadRequest, JobNotFinished, NotFound, Unauthenticated
 from shared.exports import Format
 from shared.ids import event_id, locate_event
 from shared.lifecycle import TERMINAL, JobStatus
@@ -82,7 +84,10 @@ async def _accepted(
     }
     if isinstance(job, Kept):
         headers["Idempotent-Replayed"] = "true"
-    if applied := await hold(services, request, caller, job_id, wait_seconds):
+    applied = {}
+    with suppress(Unauthenticated):  # revoked meanwhile: the job was accepted all the same
+        applied = await hold(services, request, caller, job_id, wait_seconds)
+    if applied:
         now = await services.jobs.get(caller.tenant, job_id)
         body, headers = _first_answer(now), headers | applied | {"ETag": etag_of(now.version)}
     return Response(body, 202, headers, "application/json")
@@ -338,14 +343,16 @@ async def list_events(
             sequence = int(last_event_id)
         if job.status in TERMINAL and not await events.events(job.id, after=sequence or 0, limit=1):
             return Response(status_code=204)  # by which a browser knows not to connect again
+        held = AsyncExitStack()
+        held.enter_context(services.streams.taken(caller.tenant))
         return open_event_stream(
             services.watcher,
-            services.streams,
-            caller.tenant,
+            held,
             job.id,
             after=sequence or 0,
             keepalive_seconds=services.settings.stream_keepalive_seconds,
             show=lambda event: EventOut.of(event, event_id(secret, job.id, event.sequence), job.id).model_dump_json(),
+            allowed=held.enter_context(key_held(services, caller)),
         )
     if order == "desc":
         found = await events.events_before(job.id, before=sequence, limit=limit + 1)

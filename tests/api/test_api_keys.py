@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
-from api_kit import Api, a_request, problem_of
+from api_kit import Api, a_request, begin, problem_of
 
 from api.keyring import KeyRing
-from shared.ids import TenantId, new_key_id
+from shared.ids import KeyId, TenantId, new_key_id
 
 pytestmark = pytest.mark.anyio
 
@@ -104,6 +105,22 @@ async def test_a_key_revoked_elsewhere_is_refused_within_five_seconds(api: Api):
     assert await ring.find(secret) == key
     now = 5.0
     assert await ring.find(secret) is None
+
+
+async def test_a_stream_and_a_held_answer_end_when_their_key_is_revoked_in_another_process(api: Api):
+    key = await make(api, "jobs:read", "jobs:write")
+    job = await begin(api, (await api.http.post("/v1/jobs", json=a_request(), headers=bearing(key))).json())
+    path = f"/v1/jobs/{job.id}"
+    stream = asyncio.create_task(api.http.get(f"{path}/events", headers=bearing(key) | {"Accept": "text/event-stream"}))
+    held = asyncio.create_task(api.http.get(path, headers=bearing(key) | {"Prefer": "wait=60"}))
+    await asyncio.sleep(0.1)
+
+    await api.store.api_keys.revoke(None, KeyId(key["id"]))  # so that this process is told of nothing
+
+    async with asyncio.timeout(5.2):
+        told, refused = await stream, await held
+    assert told.text.endswith(": the API key was revoked\n\n")
+    assert (refused.status_code, problem_of(refused)["code"]) == (401, "invalid_api_key")
 
 
 async def test_a_key_works_from_its_first_moment_though_it_was_tried_before(api: Api):

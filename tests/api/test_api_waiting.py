@@ -85,7 +85,15 @@ async def test_the_wait_ends_with_its_time_and_a_304_may_follow(api: Api):
 
 
 @pytest.mark.parametrize(
-    ("sent", "applied"), [("wait=99999", "wait=60"), ('wait="5"; x=1', "wait=5"), ("wait=-1", None), ("wait", None)]
+    ("sent", "applied"),
+    [
+        ("wait=99999", "wait=60"),
+        ('wait="5"; x=1', "wait=5"),
+        ("wait=" + "9" * 5_000, "wait=60"),
+        ("wait=007", "wait=7"),
+        ("wait=-1", None),
+        ("wait", None),
+    ],
 )
 async def test_a_wait_is_at_most_a_minute_and_an_odd_one_is_ignored(api: Api, sent: str, applied: str | None):
     job = await api.create()
