@@ -22,6 +22,7 @@ from shared.queue import celery_app
 from shared.retries import RetryPolicy
 from shared.settings import Settings
 from shared.store import Store
+from worker.afterwards import Afterwards
 from worker.catalogue import Cataloguer
 from worker.cleaner import Cleaner, CleaningLimits
 from worker.engine import Engine
@@ -71,6 +72,9 @@ class Worker:
 
     async def clean_up_job(self, id_: str) -> None:
         await self.cleaner.clean(JobId(id_))
+
+    async def look_after(self, id_: str) -> None:
+        await self.afterwards.look(JobId(id_))
 
     async def read_models(self, id_: str) -> None:
         await self.cataloguer.read(id_)
@@ -141,6 +145,7 @@ class Worker:
                 look_seconds=settings.poll_max_seconds,
             ),
         )
+        self.afterwards = Afterwards(self.store, late_seconds=settings.takeover_grace_seconds)
         self.cataloguer = Cataloguer(self.store, self.providers, settings.providers)
         self.sweeper = Sweeper(
             self.store,
@@ -150,6 +155,7 @@ class Worker:
                 "exp": Work(_PURGES, self.purge_job),
                 "cln": Work(settings.worker_hands, self.clean_up_job),
                 "cat": Work(_READINGS, self.read_models),
+                "out": Work(settings.worker_hands, self.look_after),
             },
             interval_seconds=settings.sweep_interval_seconds,
             grace_seconds=settings.sweep_grace_seconds,

@@ -14,8 +14,8 @@ from shared.store import keys
 from shared.store.connection import Scripts, ask
 
 #: What a due row is: a job to advance, a webhook delivery to attempt, a job whose retention ends, or a deleted one that
-#: has left something at its providers, or a provider whose models are to be read.
-Kind = Literal["job", "dlv", "exp", "cln", "cat"]
+#: has left something at its providers, a provider whose models are to be read, or an ended job whose calls may be out.
+Kind = Literal["job", "dlv", "exp", "cln", "cat", "out"]
 
 _SCAN: Final = 1_000  # due rows looked at for fairness; more than that take turns in being looked at
 _ID: Final = "%s"
@@ -24,6 +24,7 @@ _TENANTS: Final[Mapping[Kind, tuple[str, str, str]]] = {
     "job": _JOB_TENANT,
     "exp": _JOB_TENANT,
     "cln": _JOB_TENANT,
+    "out": _JOB_TENANT,
     # Quotes within the delivery's body are escaped, so this is the row's own member.
     "dlv": (keys.delivery(DeliveryId(_ID)), "row", '"tenant":"([^"]*)"'),
 }
@@ -68,6 +69,14 @@ class DueClock:
             Due(cast("Kind", kind), id_, TenantId(tenant.decode()))
             for (kind, _, id_), tenant in zip(members, found[1::2], strict=True)
         ]
+
+    async def put(self, kind: Kind, id_: str, seconds: float | None) -> None:
+        """When somebody must look next; None: never."""
+        if seconds is None:
+            await ask(self._redis.zrem(keys.DUE, f"{kind}:{id_}"))
+        else:
+            now, micros = await ask(self._redis.time())
+            await ask(self._redis.zadd(keys.DUE, {f"{kind}:{id_}": int((now + seconds) * 1000 + micros / 1000)}))
 
     async def sweep(self, *, grace_seconds: float, limit: int) -> list[str]:
         """Up to `limit` rows of each kind, whoever they belong to, as members of the clock."""

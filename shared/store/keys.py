@@ -88,7 +88,8 @@ def pass_row(job_id: JobId, name: str) -> str:
     """HASH of one pass (one model answering one prompt set): prompts, chunk_size, next (first chunk never claimed),
     done (chunks), settled, accepted, rejected, failed, reused, smoke (calls allowed before the trial is passed; empty
     when it is), lost (calls without an answer, see pass_calls), halt (JSON: why nothing more may start), halt_run (the
-    job's `runs` then; a halt of an earlier run is void), complete."""
+    job's `runs` then; a halt of an earlier run is void), waits_for (id of a job that was buying the same at
+    waits_at_ms), waits_told (the one of which the owner was told), complete."""
     return f"d:{{{job_id}}}:pass:{name}"
 
 
@@ -221,7 +222,8 @@ def worker(worker_id: str) -> str:
 
 def ledger(tenant: TenantId, fingerprint: str) -> str:
     """STRING, one completion the tenant has paid for (`paid|<job>|<pass>|<chunk>|<index>`) or is paying for right now
-    (`call|<call>`).  Lives as long as the job that paid is kept; a call's entry 20 minutes."""
+    (`call|<call>|<job row>|<pass row>|<chunk>|<index>`; void when nobody holds the chunk for that call any more).
+    Lives as long as the job that paid is kept; a call's entry 20 minutes."""
     return f"d:t:{tenant}:ledger:{fingerprint}"
 
 
@@ -272,7 +274,8 @@ def hint(job_id: JobId) -> str:
 
 DUE: Final = "d:due"
 """ZSET, the one clock: `job:<id>`, `dlv:<id>`, `exp:<id>` (a job to be purged), `cln:<id>` (one to be cleaned up at
-its providers) or `cat:<provider>` (its models to be read) → unix ms when somebody must look."""
+its providers), `cat:<provider>` (its models to be read) or `out:<id>` (an ended job whose calls may still be out) →
+unix ms when somebody must look."""
 
 OPEN: Final = "d:open"
 """ZSET, tenants with open passes → unix ms when the first of them was opened: whom pumps may draw for.  (Versions that

@@ -20,6 +20,7 @@ Outcome = Literal["accepted", "rejected", "failed"]
 Answer = Literal["go", "stopped", "unleased", "settled", "smoke", "budget", "day", "paid", "twin"]
 UNLIMITED: Final = ""
 _TURN_MS: Final = 30_000  # so long the same tenants are drawn for, when there are more than a pump takes at once
+_ASKED_AGAIN_MS: Final = 10_000  # whoever waits for another's call asks for it more often
 _NO_USAGE: Final = Usage()
 
 
@@ -261,6 +262,12 @@ class PassStore:
             state.decode(), settled, accepted, failed, reserved, [cast("Answer", a.decode()) for a in answers]
         )
 
+    async def wait_to_tell(self, pass_id: PassId) -> JobId | None:
+        """The job that a pass waits for because it is buying the same, and nothing else; each is returned once."""
+        row = keys.pass_row(pass_id.job_id, pass_id.name)
+        found: bytes = await self._scripts.run("tell_wait", [row], [_ASKED_AGAIN_MS])
+        return JobId(found.decode()) if found else None
+
     async def paid_before(self, tenant: TenantId, fingerprints: Sequence[str]) -> dict[str, StoredCompletion]:
         """The tenant's paid completions among these, by fingerprint.  An entry whose completion is gone is removed."""
         if not fingerprints:
@@ -287,6 +294,31 @@ class PassStore:
             self._redis.hmget(keys.pass_calls(pass_id.job_id, pass_id.name), [str(index) for index in indexes])
         )
         return {i: mark.decode().rpartition("|")[0] for i, mark in zip(indexes, marks, strict=True) if mark}
+
+    async def abandoned(self, pass_id: PassId, *, late_seconds: float) -> tuple[list[Settlement], float | None]:
+        """Calls whose worker has let their chunk go, or its lease run out longer than late_seconds ago, as lost; and
+        seconds until the next lease may have run out so, None when no call is kept."""
+        pipe = self._redis.pipeline(transaction=False)
+        pipe.hget(keys.pass_row(pass_id.job_id, pass_id.name), "chunk_size")
+        pipe.hgetall(keys.pass_calls(pass_id.job_id, pass_id.name))
+        pipe.hgetall(keys.pass_claims(pass_id.job_id, pass_id.name))
+        pipe.zrange(keys.pass_chunks(pass_id.job_id, pass_id.name), 0, -1, withscores=True)
+        pipe.time()
+        chunk_size, marks, claims, chunks, (seconds, micros) = await ask(pipe.execute())
+        oldest = seconds + micros / 1e6 - late_seconds
+        leases = {chunk: until_ms / 1000 - oldest for chunk, until_ms in chunks}
+        lost: list[Settlement] = []
+        kept: list[float] = []
+        for field, mark in marks.items():
+            if b"|" in field:
+                continue  # lost already
+            chunk = b"%d" % (int(field) // int(chunk_size))
+            call, holder, left = mark.rpartition(b"|")[0], claims.get(chunk), leases.get(chunk, 0.0)
+            if holder is not None and left > 0 and call.startswith(holder):
+                kept.append(left)
+            else:
+                lost.append(Settlement(int(chunk), int(field), call.decode(), b"", None, "failed", lost=True))
+        return lost, min(kept, default=None)
 
     async def settled_indexes(self, pass_id: PassId, chunk: int) -> set[int]:
         found: list[bytes] = await ask(self._redis.hkeys(keys.completions(pass_id.job_id, pass_id.name, chunk)))

@@ -33,6 +33,34 @@ def test_a_job_whose_worker_is_killed_is_finished_by_the_next_one(tmp_path: Path
         assert bought_again <= 8, "only what was in flight at the kill may be billed again"
 
 
+def test_calls_of_a_cancelled_job_that_die_with_its_worker_are_counted_and_its_retry_goes_on(tmp_path: Path) -> None:
+    with System(tmp_path, settings={"WORKER_MAX_IN_FLIGHT": "32"}, latency_seconds=0.1) as system:
+        slow = {"match": {"path": "/chat/completions"}, "skip": 8, "fault": {"kind": "delay", "seconds": 60}}
+        system.sandbox.faults([slow | {"times": 400}])
+        worker = system.start_worker()
+        job_id = system.submit(prompts=40, budget={"max_cost_usd": "20"})["id"]
+        system.until(lambda: system.job(job_id)["progress"]["completions_settled"] == 8, "the trial is over")
+        system.until(lambda: system.sandbox.ledger()["in_flight"]["now"] == 32, "all others are in flight")
+        system.client.post(f"/v1/jobs/{job_id}/cancel").raise_for_status()
+        ended = system.finished(job_id)
+        assert (ended["status"], ended["progress"]["possibly_billed"]) == ("cancelled", 0)
+        reserved = ended["cost"]["reserved_usd"]
+        assert float(reserved) > 0
+
+        system.kill(worker)
+        system.sandbox.clear_faults()
+        system.start_worker()
+        retry_id = system.client.post(f"/v1/jobs/{job_id}/retry").raise_for_status().json()["id"]
+        system.until(lambda: system.job(job_id)["progress"]["possibly_billed"] == 32, "lost calls count", seconds=15)
+        cost = system.job(job_id)["cost"]
+        assert (cost["reserved_usd"], cost["unconfirmed_usd"]) == ("0", reserved)
+        spend = system.client.get("/v1/limits").raise_for_status().json()["spend"]
+        retry = system.finished(retry_id)
+
+        assert (retry["status"], retry["progress"]["reused"]) == ("succeeded", 8), retry["error"]
+        assert spend["unconfirmed_usd"] == reserved
+
+
 def _stands_in(job: dict[str, object], stage: str) -> bool:
     """Also true when the job has gone further: then the kill comes late, and must still do no harm."""
     if stage == "queued":

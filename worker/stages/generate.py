@@ -13,6 +13,7 @@ from worker.stages import Save, Tools
 from worker.stages.batches.rounds import generate_by_batches
 from worker.stages.preflight import preflight
 from worker.stages.stored import read_stored
+from worker.stages.waits import wait_told
 
 _LOOK_AGAIN_SECONDS = 15.0  # the pump rings when the pass is complete; this is for the bell that was lost
 
@@ -54,7 +55,7 @@ async def run_pass(job: Job, plan: PassPlan, tools: Tools, *, prompts: int, tria
         return None
     tools.wake_pump()
     moved = state is not None and state.settled > 0
-    return Wait(_LOOK_AGAIN_SECONDS, progress=moved)
+    return Wait(_LOOK_AGAIN_SECONDS, events=await wait_told(job, pass_id, tools.store.passes), progress=moved)
 
 
 async def run_passes(job: Job, plans: Sequence[PassPlan], tools: Tools, *, prompts: int) -> Outcome | None:
@@ -73,7 +74,11 @@ def first_of(pending: Sequence[Wait]) -> Wait | None:
     """One wait for several things."""
     if not pending:
         return None
-    return Wait(min(wait.seconds for wait in pending), progress=any(wait.progress for wait in pending))
+    return Wait(
+        min(wait.seconds for wait in pending),
+        events=[event for wait in pending for event in wait.events],
+        progress=any(wait.progress for wait in pending),
+    )
 
 
 def _outcome_of(halt: Halt, job: Job) -> Outcome:

@@ -16,7 +16,8 @@
 --   progress    true: the row moved on, so takeovers start from 0 again
 --   results     text for the results key, or null
 --   ends        true: `set.status` is terminal.  What is still reserved, for calls whose answers may yet come, then counts
---               as unconfirmed of this day, so that nothing is reserved for ever; let_go_day remembers the day
+--               as unconfirmed of this day, so that nothing is reserved for ever; let_go_day remembers the day.  What
+--               of these calls is lost, a worker finds out: the job is due for that, too
 --   models      list of {key, lately, model}: fine-tuned models of the job's tenant, each to be entered under its key,
 --               and when it is new among those made in the last hour
 -- ARGV[3] tenant
@@ -65,6 +66,9 @@ if change.ends then
     reserves = reserves - unconfirmed
     redis.call("HSET", KEYS[1], "let_go_day", today)
   end
+end
+if change.ends and change.fence ~= "" and (target ~= "succeeded" or unconfirmed ~= 0) then
+  redis.call("ZADD", KEYS[3], now, "out:" .. ARGV[1])
 end
 if reserves ~= 0 then redis.call("HINCRBY", KEYS[7], "reserved_nano", reserves) end
 if spends ~= 0 or unconfirmed ~= 0 then

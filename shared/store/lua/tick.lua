@@ -11,14 +11,17 @@
 -- then for each call to begin: chunk, index, call, upper bound in nano-dollars, ledger key ("" for none).
 -- A settlement is never refused: what is paid is paid, and the first completion of a prompt is kept.  Money moves only
 -- with the call's mark, so a script sent twice counts once.
--- The ledger holds `paid|<job>|<pass>|<chunk>|<index>` for a completion that can be reused, and `call|<call>` while one
--- is being bought, so that nobody buys the same twice.
+-- The ledger holds `paid|<job>|<pass>|<chunk>|<index>` for a completion that can be reused, and
+-- `call|<call>|<job row>|<pass row>|<chunk>|<index>` while one is being bought, so that nobody buys the same twice.  Who
+-- waits for a call does so while its worker keeps the chunk, or has let the lease run out only now: the answers of one
+-- that vanished come within the wait before a takeover, or never.
 -- What a call costs counts on the day its answer is settled; what a lost one may cost, on the day it was lost, which its
 -- mark remembers.  Reservations belong to no day: whenever they are settled, they count against that day.
 -- Returns {state, settled, accepted, failed, reserved, answer …}: state is "open", "complete" or "stopped"; reserved,
 -- after a "budget" or "day", only of calls that a worker still waits for; one answer
 -- per call to begin: "go", or why not: "stopped", "unleased", "settled", "smoke", "budget", "day" (the tenant's limit of
 -- the day), "paid" (the ledger has it), "twin" (somebody is buying it right now).
+local LATE_MS = 2000 -- the default of `takeover_grace_seconds`
 local row = redis.call("HMGET", KEYS[2], "prompts", "chunk_size", "smoke", "halt")
 local prompts, chunk_size, smoke, halt = tonumber(row[1]), tonumber(row[2]), row[3], row[4]
 local name = ARGV[1] .. "/" .. ARGV[2]
@@ -97,6 +100,29 @@ local function close_mark(index, call, lost)
   return true
 end
 
+local function is_kept(call, chunk, claims, chunks, late_ms)
+  -- Whether the call's worker holds the chunk, with a lease that ended no longer ago than that.
+  local holder, lease = redis.call("HGET", claims, chunk), redis.call("ZSCORE", chunks, chunk)
+  return holder and lease and tonumber(lease) + late_ms > now and call:sub(1, #holder) == holder
+end
+
+local function bought_by(entry)
+  -- Key of the job whose call the ledger's entry is, while somebody waits for it; false when nobody does any more.  An
+  -- answer to a deleted job would not be kept.
+  local call, job, pass, chunk, index = entry:match("^call|([^|]*)|([^|]*)|([^|]*)|(%d+)|(%d+)$")
+  if not call then return true end -- of a version that noted no place: waited for until the entry runs out
+  local of_job = redis.call("HMGET", job, "status", "deleted_at_ms")
+  if not of_job[1] or of_job[2] then return false end
+  local function beside(key) return pass .. key:sub(#KEYS[2] + 1) end
+  local mark = redis.call("HGET", beside(KEYS[3]), index)
+  if not mark or mark:sub(1, #call + 1) ~= call .. "|" then return false end
+  return is_kept(call, chunk, beside(KEYS[4]), beside(KEYS[5]), LATE_MS) and job
+end
+
+local function is_of(entry, call)
+  return entry and (entry == "call|" .. call or entry:sub(1, #call + 6) == "call|" .. call .. "|")
+end
+
 local function reserved_for_nobody()
   -- Reservations of workers that vanished or let go: waiting will not free them.
   local sum = 0
@@ -105,13 +131,17 @@ local function reserved_for_nobody()
     local index = tonumber(marks[i])
     if index then
       local chunk = string.format("%d", math.floor(index / chunk_size))
-      local holder, lease = redis.call("HGET", KEYS[4], chunk), redis.call("ZSCORE", KEYS[5], chunk)
       local call, reserved = marks[i + 1]:match("^(.*)|(%d+)$")
-      local awaited = holder and lease and tonumber(lease) > now and call:sub(1, #holder) == holder
-      if not awaited then sum = sum + tonumber(reserved) end
+      if not is_kept(call, chunk, KEYS[4], KEYS[5], 0) then sum = sum + tonumber(reserved) end
     end
   end
   return sum
+end
+
+local function waits_for(job)
+  -- Noted for the engine to tell, when the pass has no call of its own to wait for.
+  local own = redis.call("HLEN", KEYS[3]) - (redis.call("HGET", KEYS[2], "lost") or 0)
+  if own == 0 then redis.call("HSET", KEYS[2], "waits_for", job:match("{(.-)}"), "waits_at_ms", now) end
 end
 
 local at, touched, changed, spent = 7, {}, false, 0
@@ -149,7 +179,7 @@ for _ = 1, tonumber(ARGV[6]) do
     if blob ~= "" and outcome ~= "failed" and not deleted then
       local place = table.concat({"paid", ARGV[1], ARGV[2], chunk, index}, "|")
       redis.call("SET", ledger, place, "EX", ledger_seconds)
-    elseif redis.call("GET", ledger) == "call|" .. call then
+    elseif is_of(redis.call("GET", ledger), call) then
       redis.call("DEL", ledger)
     end
   end
@@ -212,7 +242,7 @@ if at <= #ARGV then
       local previous = mark and mark:match("^(.*)|%d+$")
       if previous then
         close_mark(index, previous, true)
-        if ledger ~= "" and redis.call("GET", ledger) == "call|" .. previous then redis.call("DEL", ledger) end
+        if ledger ~= "" and is_of(redis.call("GET", ledger), previous) then redis.call("DEL", ledger) end
       end
       if smoke and smoke ~= "" then
         local tried = redis.call("HMGET", KEYS[2], "settled", "lost")
@@ -220,10 +250,12 @@ if at <= #ARGV then
         if out >= tonumber(smoke) and not mark then answer = "smoke" end
       end
       local entry = answer == "go" and ledger ~= "" and redis.call("GET", ledger)
+      local buyer = entry and entry:sub(1, 5) ~= "paid|" and bought_by(entry)
       if entry and entry:sub(1, 5) == "paid|" then
         answer = "paid"
-      elseif entry then
+      elseif buyer then
         answer = "twin"
+        if buyer ~= true then waits_for(buyer) end
       end
       if answer == "go" and limit and used + amount > limit then
         answer = "budget"
@@ -235,8 +267,9 @@ if at <= #ARGV then
       if answer == "go" then
         redis.call("HSET", KEYS[3], index, call .. "|" .. reserve)
         add("reserved_nano", reserve)
-        -- Longer than any call may take: when its worker dies, the chunk's next holder takes the entry over.
-        if ledger ~= "" then redis.call("SET", ledger, "call|" .. call, "EX", 1200) end
+        -- Longer than any call may take.
+        local place = table.concat({"call", call, KEYS[1], KEYS[2], chunk, index}, "|")
+        if ledger ~= "" then redis.call("SET", ledger, place, "EX", 1200) end
         held = held + amount
         used, of_day = used + amount, of_day + amount
         changed = true

@@ -18,6 +18,7 @@ from worker.stages.batches.following import Following
 from worker.stages.batches.lines import BatchLimits
 from worker.stages.batches.step import Look
 from worker.stages.batches.submission import LOOK_FOR_LOST_SECONDS, Submission
+from worker.stages.waits import wait_told
 
 _TWIN_SECONDS: Final = 5.0  # before the ledger is asked again about a completion that another job is buying
 
@@ -103,7 +104,8 @@ class _Rounds:
             return Done(events=self._events)
         shortage = self._look.shortage
         if shortage is None:
-            return Wait(_TWIN_SECONDS, events=self._events)
+            told = await wait_told(self._job, self._look.pass_id, self._look.passes)
+            return Wait(_TWIN_SECONDS, events=[*self._events, *told])
         if shortage.of_day:
             return Pause(PausedReason.DAILY_SPEND, self._events, needs_nano=shortage.needs_nano)
         if self._job.spec.budget.on_limit == "fail":
