@@ -38,14 +38,23 @@ class Endpoint:
 
 
 def find_endpoint(url: str | None, api_key: str | None, data_dir: Path) -> Endpoint:
-    """What was named, else the stack that runs in the data directory.  Its key goes to that stack alone."""
+    """What was named, else the stack that runs in the data directory.  Its key goes to that stack alone.
+
+    Raises `ApiError` for a key that no header can carry, without repeating it."""
     running = stack.running_at(data_dir)
     if api_key is None and (url is None or (running is not None and url.rstrip("/") == running.api_url)):
         with contextlib.suppress(OSError):
             api_key = (data_dir / "admin_key").read_text(encoding="utf-8").strip()
     if url is None:
         url = running.api_url if running is not None else DEFAULT_URL
-    return Endpoint(url.rstrip("/"), api_key)
+    return Endpoint(url.rstrip("/"), None if api_key is None else _plain(api_key.strip(), "API key"))
+
+
+def _plain(text: str, what: str) -> str:
+    """What stands in a header: a client library would say which text does not by showing it."""
+    if not (text.isascii() and text.isprintable()):
+        raise ApiError(f"The {what} has characters that no header can carry: only printable ASCII on one line can.")
+    return text
 
 
 def sentence(status: int, body: Any) -> str:
@@ -97,7 +106,7 @@ class Api:
         return self._json("GET", path, params=params)
 
     def post(self, path: str, body: Any = None, *, idempotency_key: str | None = None, **params: str | int) -> Json:
-        headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
+        headers = {"Idempotency-Key": _plain(idempotency_key, "idempotency key")} if idempotency_key else {}
         return self._json("POST", path, json=body, headers=headers, params=params)
 
     def delete(self, path: str) -> Json:

@@ -86,6 +86,19 @@ def test_the_key_of_a_local_stack_is_not_sent_to_another_server(tmp_path: Path) 
     assert client.find_endpoint("https://elsewhere.example", None, tmp_path).api_key is None
 
 
+def test_white_space_around_a_key_is_no_part_of_it(tmp_path: Path) -> None:
+    assert client.find_endpoint(None, "dk_secret\n", tmp_path).api_key == "dk_secret"
+
+
+@pytest.mark.parametrize("key", ["dk_secret\nX-Evil: 1", "dk_secrét", "dk_secret\x00"])
+def test_a_key_that_no_header_can_carry_is_said_to_be_one_and_not_shown(key: str, tmp_path: Path) -> None:
+    arguments = ["status", "job_x", "--api-key", key, "--data-dir", str(tmp_path)]
+    ended = CliRunner().invoke(app, arguments)
+    assert isinstance(ended.exception, client.ApiError)
+    assert "characters that no header can carry" in str(ended.exception)
+    assert "secr" not in str(ended.exception) + ended.output
+
+
 def test_a_job_reads_as_one_line() -> None:
     assert render.where_it_stands(a_job()) == "running, generating, 60/240 completions, $0.042 spent"
     training = [{"model": "small", "status": "running", "progress": {"step": 30, "total_steps": 90}}]
