@@ -7,13 +7,12 @@ import socket
 import sys
 
 import uvicorn
-from pydantic import ValidationError
 
 from api.app import NoAdminKey, create_app
 from api.watch import Watcher
-from shared.logs import configure_logs
+from shared.logs import configure_logs, warn_of_unknown_settings
 from shared.open_files import raise_open_file_limit
-from shared.settings import load_settings
+from shared.settings import WrongSettings, load_settings
 
 _GRACE_SECONDS = 10
 _GARBAGE_AFTER = 20_000  # objects made and not let go: a few megabytes
@@ -24,14 +23,18 @@ def main() -> int:
     try:
         settings = load_settings()
         configure_logs(level=settings.log_level, format=settings.log_format)
+        warn_of_unknown_settings()
         app = create_app(settings)
-    except ValidationError as error:
-        wrong = ", ".join(".".join(map(str, fault["loc"])) + ": " + fault["msg"] for fault in error.errors())
-        sys.stderr.write(f"Wrong settings: {wrong}\n")
+    except WrongSettings as error:
+        sys.stderr.write(f"Wrong settings: {error}.\n")
         return 2
     except (NoAdminKey, ValueError, OSError) as error:
         sys.stderr.write(f"{error}\n")
         return 2
+    for setting, port in (("DISTILL_API_PORT", settings.api_port), ("DISTILL_METRICS_PORT", settings.metrics_port)):
+        if complaint := _cannot_listen(settings.api_host, port):
+            sys.stderr.write(f"Port {port} of {setting} cannot be listened on at {settings.api_host}: {complaint}.\n")
+            return 2
     raise_open_file_limit()
     config = uvicorn.Config(
         app,
@@ -45,6 +48,17 @@ def main() -> int:
     )
     _Server(config, app.state.services.watcher).run()
     return 0
+
+
+def _cannot_listen(host: str, port: int | None) -> str | None:
+    """Why not.  Asked before the server is made, which would tell it by a traceback."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port or 0))
+        except OSError as error:
+            return error.strerror
+    return None
 
 
 class _Server(uvicorn.Server):

@@ -14,13 +14,12 @@ from typing import Any, Literal
 
 import httpx2
 import redis
-from pydantic import ValidationError
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from cli import embedded, stack
 from cli.client import Endpoint
-from shared.settings import ProviderSettings, Settings
+from shared.settings import ProviderSettings, Settings, unknown_names, wrong
 
 #: What a 202 rests on, and what each does when it is another.
 DURABILITY = {
@@ -47,20 +46,31 @@ def examine(data_dir: Path, endpoint: Endpoint) -> Iterator[Check]:
     yield disk(data_dir)
     running = stack.running_at(data_dir)
     yield store_binary()
-    settings, complaint = read_settings(data_dir, running)
+    known = stack.configured(os.environ, Path.cwd())
+    imagined = running is None and stack.wants_sandbox(known)  # `distill up` would bring it
+    settings, complaint = read_settings(data_dir, running, sandbox=imagined)
     if settings is None:
-        yield Check("settings", "fail", complaint, "docs/operations.md lists every setting")
+        yield Check("settings", "fail", complaint, "the README lists every setting")
         return
-    yield Check("settings", "ok", "valid")
-    if running is None and "DISTILL_REDIS_URL" not in stack.configured(os.environ, Path.cwd()):
+    unknown = [misspelt(name, nearest) for name, nearest in unknown_names(known)]
+    if unknown:
+        yield Check("settings", "warn", "; ".join(unknown), "mend the name, or unset it")
+    else:
+        yield Check("settings", "ok", "valid")
+    if running is None and "DISTILL_REDIS_URL" not in known:
         yield Check("store", "warn", "none runs and DISTILL_REDIS_URL names none", "`distill up` brings its own")
     else:
         yield from store(settings.redis_url)
-    for name, provider in settings.providers.items():
+    providers = {name: one for name, one in settings.providers.items() if not (imagined and name == "sandbox")}
+    for name, provider in providers.items():
         yield provider_answers(name, provider)
-    if not settings.providers:
+    if not providers:
         yield Check("providers", "warn", "none is configured", "set OPENAI_API_KEY, or use the sandbox of `distill up`")
     yield api(endpoint)
+
+
+def misspelt(name: str, nearest: str | None) -> str:
+    return f"{name} is no setting" + (f"; {nearest} is" if nearest else "")
 
 
 def python() -> Check:
@@ -101,12 +111,8 @@ def read_settings(
         added["providers"] = {"sandbox": {"base_url": address or "http://127.0.0.1/v1"}}
     try:
         settings = Settings(**added)
-    except ValidationError as error:
-        return None, "; ".join(
-            f"{'.'.join(map(str, fault['loc'])) or 'settings'}: {fault['msg']}" for fault in error.errors()
-        )
     except (OSError, ValueError) as error:
-        return None, str(error)
+        return None, wrong(error)
     if running is not None and running.sandbox_url is not None:
         own = {"base_url": running.sandbox_url, "api_key": "sk-sandbox"}
         kept = ProviderSettings.model_validate(settings.providers["sandbox"].model_dump() | own)

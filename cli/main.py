@@ -23,6 +23,7 @@ from cli import keys, render, stack
 from cli.client import Api, ApiError, find_endpoint
 from cli.embedded import EmbeddedError
 from cli.supervisor import ChildFailed
+from shared.settings import unknown_names
 
 console = Console()
 errors = Console(stderr=True)
@@ -33,8 +34,22 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+
+def _folder(value: str | Path) -> Path:
+    """An empty name would be the folder one happens to stand in."""
+    if not str(value).strip():
+        raise typer.BadParameter("must name a folder.")
+    return Path(value)
+
+
 DataDir = Annotated[
-    Path, typer.Option(envvar="DISTILL_DATA_DIR", help="Store, keys and logs of the stack on this machine.")
+    Path,
+    typer.Option(
+        envvar="DISTILL_DATA_DIR",
+        help="Store, keys and logs of the stack on this machine.",
+        parser=_folder,
+        metavar="DIRECTORY",
+    ),
 ]
 Url = Annotated[
     str | None, typer.Option(envvar="DISTILL_URL", help="The API; default: the stack in the data directory.")
@@ -81,6 +96,8 @@ def up(
     settings, complaint = examination.read_settings(data_dir, None, sandbox=wants_sandbox)
     if settings is None:
         raise Failure(f"A setting is wrong: {complaint}.")
+    for name, nearest in unknown_names(known):
+        _warn(f"{examination.misspelt(name, nearest)}.")
     asked_port = port if port is not None else settings.api_port if "DISTILL_API_PORT" in known else None
     options = stack.Options(
         data_dir=data_dir,
@@ -88,6 +105,8 @@ def up(
         port=asked_port,
         workers=workers,
         sandbox=wants_sandbox,
+        metrics_port=settings.metrics_port,
+        worker_metrics_port=settings.worker_metrics_port,
         redis_url=settings.redis_url if known.get("DISTILL_REDIS_URL") or known.get("DISTILL_REDIS_URL_FILE") else None,
     )
     running = stack.Stack(options, environ=os.environ, cwd=Path.cwd(), say=_warn)
@@ -323,6 +342,8 @@ def webhook_secret(
     tenant: Annotated[str, typer.Option(help="Whose deliveries to verify.")] = "local", data_dir: DataDir = DATA_DIR
 ) -> None:
     """The secret with which a receiver verifies our webhooks (Standard Webhooks, whsec_…)."""
+    if not keys.TENANT.fullmatch(tenant):
+        raise Failure("A tenant's name has lower-case letters, digits, - and _, and begins with one of the first two.")
     known = stack.configured(os.environ, Path.cwd())
     secret = known.get("DISTILL_SECRET_KEY")
     file = Path(known.get("DISTILL_SECRET_KEY_FILE") or data_dir / "secret_key")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -26,6 +27,7 @@ from cli import embedded, keys
 from cli.supervisor import Program, Supervisor
 
 API_PORT = 8600
+_LAST_PORT: Final = 65_535
 SANDBOX_PORT = 8601
 #: The sandbox retires models when OpenAI does; a calendar that stands still keeps the examples' models alive in it.
 SANDBOX_TODAY = "2026-11-22"
@@ -44,7 +46,9 @@ class StackError(RuntimeError):
 
 @dataclass(frozen=True)
 class Options:
-    """port, sandbox_port: None takes the remembered or usual one, 0 any free one.  redis_url: None brings a Valkey."""
+    """port, sandbox_port: None takes the remembered or usual one, 0 any free one.  redis_url: None brings a Valkey.
+
+    worker_metrics_port: of the first worker; each further one has the next."""
 
     data_dir: Path
     host: str = "127.0.0.1"
@@ -52,6 +56,8 @@ class Options:
     sandbox_port: int | None = None
     workers: int = 1
     sandbox: bool = True
+    metrics_port: int | None = None
+    worker_metrics_port: int | None = None
     redis_url: str | None = None
 
 
@@ -74,7 +80,8 @@ def configured(environ: Mapping[str, str], folder: Path) -> dict[str, str]:
 def wants_sandbox(environ: Mapping[str, str]) -> bool:
     """Whether no provider was configured, so that only a sandbox can answer."""
     return not any(
-        value and (name == "OPENAI_API_KEY" or name.startswith("DISTILL_PROVIDERS")) for name, value in environ.items()
+        value.strip() and (name == "OPENAI_API_KEY" or name.startswith("DISTILL_PROVIDERS"))
+        for name, value in environ.items()
     )
 
 
@@ -127,10 +134,14 @@ def programs(options: Options, address: Address, environment: Mapping[str, str])
     """In the order in which they stop.  -P: a folder of the user's called `api` must not be taken for ours."""
     launch = (sys.executable, "-P", "-m", "cli.launch")
     started = [Program("api", (*launch, "api"), environment, grace_seconds=API_GRACE_SECONDS)]
-    started += [
-        Program(f"worker-{number}", (*launch, "worker"), environment, grace_seconds=WORKER_GRACE_SECONDS)
-        for number in range(1, options.workers + 1)
-    ]
+    for number in range(options.workers):
+        own = {}
+        if options.worker_metrics_port is not None:
+            own["DISTILL_WORKER_METRICS_PORT"] = str(options.worker_metrics_port + number)
+        argv = (*launch, "worker")
+        started.append(
+            Program(f"worker-{number + 1}", argv, {**environment, **own}, grace_seconds=WORKER_GRACE_SECONDS)
+        )
     if address.sandbox_url is not None:
         port = str(httpx2.URL(address.sandbox_url).port)
         flags = ("--host", "127.0.0.1", "--port", port, "--data-dir", str(options.data_dir / "sandbox"))
@@ -157,9 +168,12 @@ class Stack:
     def start(self) -> Address:
         """Raises `StackError`, `EmbeddedError` or `ChildFailed`; `stop` is still due then."""
         data_dir = self.options.data_dir
-        data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._lock = _lock_or_say_who(data_dir)
-        key_files = keys.ensure(data_dir)
+        try:
+            data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._lock = _lock_or_say_who(data_dir)
+            key_files = keys.ensure(data_dir)
+        except OSError as error:
+            raise StackError(f"{data_dir} cannot be used as the data directory: {error.strerror}.") from error
         if self.options.redis_url is None:
             self._store = embedded.start(data_dir)
         redis_url = self._store.url if self._store is not None else str(self.options.redis_url)
@@ -222,15 +236,16 @@ class Stack:
             usual, asked = remembered.get("sandbox", SANDBOX_PORT), self.options.sandbox_port
             ports["sandbox"] = self._choose_port("sandbox", asked, usual, "127.0.0.1", not_=api_port)
             sandbox_url = f"http://127.0.0.1:{ports['sandbox']}/v1"
+        self._check_metrics_ports(ports)
         file.write_text(json.dumps({**remembered, **ports}), encoding="utf-8")
         host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(self.options.host, self.options.host)  # noqa: S104
         host = f"[{host}]" if ":" in host and not host.startswith("[") else host
         return Address(os.getpid(), f"http://{host}:{api_port}", sandbox_url, redis_url)
 
     def _choose_port(self, name: str, asked: int | None, usual: int, host: str, *, not_: int | None = None) -> int:
+        _require_own_address(host)
         if asked:
-            if not port_is_free(host, asked):
-                raise StackError(f"Port {asked}, asked for the {name}, is taken on {host}.")
+            _require_free(host, asked, f"the {name}")
             return asked
         if asked is None and usual != not_:
             if port_is_free(host, usual):
@@ -239,6 +254,25 @@ class Stack:
             self._say(f"Port {usual} is taken; the {name} listens on {port}.")
             return port
         return free_port(host)
+
+    def _check_metrics_ports(self, ports: Mapping[str, int]) -> None:
+        """A process that cannot listen there would end, and be started again and again."""
+        taken = {port: f"the {name}" for name, port in ports.items()}
+        wanted = {"DISTILL_METRICS_PORT": [self.options.metrics_port]}
+        first = self.options.worker_metrics_port
+        wanted["DISTILL_WORKER_METRICS_PORT"] = (
+            [] if first is None else [first + number for number in range(self.options.workers)]
+        )
+        for setting, asked in wanted.items():
+            for port in asked:
+                if port is None:
+                    continue
+                if port > _LAST_PORT:
+                    raise StackError(f"{setting} leaves no port for every worker: there is none above {_LAST_PORT}.")
+                if port in taken:
+                    raise StackError(f"Port {port} of {setting} is that of {taken[port]}.")
+                _require_free(self.options.host, port, setting)
+                taken[port] = setting
 
     def _wait_until_ready(self, supervisor: Supervisor, address: Address) -> None:
         waiting = {"api": f"{address.api_url}/healthz", "worker": f"{address.api_url}/readyz"}
@@ -283,6 +317,23 @@ def port_is_free(host: str, port: int) -> bool:
     except OSError:
         return False
     return True
+
+
+def _require_own_address(host: str) -> None:
+    try:
+        _bound_port(host, 0)
+    except OSError as error:
+        raise StackError(
+            f"Cannot listen on {host}: {error.strerror}.  --host takes an address of this machine."
+        ) from None
+
+
+def _require_free(host: str, port: int, whose: str) -> None:
+    try:
+        _bound_port(host, port)
+    except OSError as error:
+        said = "is taken" if error.errno == errno.EADDRINUSE else f"cannot be had ({error.strerror})"
+        raise StackError(f"Port {port}, asked for {whose}, {said} on {host}.") from None
 
 
 def free_port(host: str) -> int:

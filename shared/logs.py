@@ -8,6 +8,8 @@ from typing import Final, Literal
 
 import structlog
 
+from shared.settings import unknown_names
+
 #: Libraries that write a line per request, or quote what they send.
 _QUIET: Final = ("httpx2", "httpcore2", "openai", "kombu", "amqp", "asyncio", "pyreqwest")
 
@@ -50,3 +52,9 @@ def configure_logs(*, level: str, format: Literal["json", "console"]) -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     for name in ("celery", "celery.worker.strategy", "celery.app.trace"):
         logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def warn_of_unknown_settings() -> None:
+    """A misspelt setting is one that was not set."""
+    for name, nearest in unknown_names():
+        structlog.get_logger().warning("unknown_setting", name=name, nearest=nearest)

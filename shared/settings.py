@@ -3,15 +3,30 @@
 from __future__ import annotations
 
 import base64
+import difflib
 import os
+import re
 import tomllib
+from collections.abc import Iterator, Mapping
 from datetime import date
 from decimal import Decimal
-from ipaddress import IPv4Network, IPv6Network
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
+from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
+from dotenv import dotenv_values
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
@@ -34,13 +49,69 @@ def _redis_url(url: str) -> str:
     return url
 
 
+def _http_url(url: str) -> str:
+    try:
+        parts = urlsplit(url)
+        known = parts.scheme in {"http", "https"} and parts.hostname and (parts.port is None or parts.port > 0)
+    except ValueError:
+        known = False
+    if not known or any(sign.isspace() for sign in url):
+        raise ValueError("must be an address that starts with http:// or https://")
+    return url
+
+
+def _network(value: Any) -> Any:
+    """Said once, and not once for each kind of network that it might have been."""
+    try:
+        return ip_network(value)
+    except ValueError:
+        raise ValueError("must be a network as CIDR, such as 10.0.0.0/8") from None
+
+
+def _header_text(secret: SecretStr) -> SecretStr:
+    """A key, without the line's end that `$(cat file)` leaves out and other ways to set it do not."""
+    text = secret.get_secret_value().strip()
+    if not (text.isascii() and text.isprintable()):
+        raise ValueError("must be printable ASCII on one line, as a header carries it")
+    return SecretStr(text)
+
+
+def _not_shorter_than(characters: int) -> AfterValidator:
+    """In our words: pydantic counts the items of a secret."""
+
+    def check(secret: SecretStr) -> SecretStr:
+        if len(secret.get_secret_value()) < characters:
+            raise ValueError(f"must have at least {characters} characters")
+        return secret
+
+    return AfterValidator(check)
+
+
+def _readable(path: Path) -> Path:
+    _content(path)
+    return path
+
+
+def _content(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ValueError(f"{path} cannot be read: it is not UTF-8") from None
+
+
+HttpUrl = Annotated[str, AfterValidator(_http_url)]
+HeaderText = Annotated[SecretStr, AfterValidator(_header_text)]
+
+
 class ProviderSettings(BaseModel):
     """One OpenAI-compatible server, by the name that requests use.  A tenant picks it, never points it elsewhere."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    base_url: str = Field(description="root of its API, ending in /v1 or the like")
-    api_key: SecretStr | None = Field(None, description="sent as Bearer token")
+    base_url: HttpUrl = Field(description="root of its API, ending in /v1 or the like")
+    api_key: HeaderText | None = Field(None, description="sent as Bearer token")
     api_key_file: Path | None = Field(None, description="file that holds the key; read at start")
     headers: dict[str, SecretStr] = Field({}, description="sent with every request beside the key")
     webhook_secret: SecretStr | None = Field(
@@ -80,7 +151,7 @@ class ProviderSettings(BaseModel):
     def _secrets_from_files(cls, values: Any) -> Any:
         for name in ("api_key", "webhook_secret"):
             if isinstance(values, dict) and values.get(f"{name}_file") and not values.get(name):
-                values = values | {name: Path(values[f"{name}_file"]).read_text(encoding="utf-8").strip()}
+                values = values | {name: _content(Path(values[f"{name}_file"])).strip()}
         return values
 
     @field_validator("headers")
@@ -128,8 +199,12 @@ class SecretFiles(PydanticBaseSettingsSource):
     """`DISTILL_<SETTING>_FILE` names a file whose content is the setting: how container secrets arrive."""
 
     def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
-        path = os.environ.get(f"{ENV_PREFIX}{field_name.upper()}_FILE")
-        return (Path(path).read_text(encoding="utf-8").strip() if path else None), field_name, False
+        setting = f"{ENV_PREFIX}{field_name.upper()}_FILE"
+        path = os.environ.get(setting)
+        try:
+            return (_content(Path(path)).strip() if path else None), field_name, False
+        except ValueError as error:
+            raise ValueError(f"{setting}: {error}") from None
 
     def __call__(self) -> dict[str, Any]:
         fields = self.settings_cls.model_fields
@@ -150,9 +225,10 @@ class ProviderTables(PydanticBaseSettingsSource):
 
     def __call__(self) -> dict[str, Any]:
         told = self._told("providers") or {}
-        tables = {"openai": self._openai()} if self._told("openai_api_key") else {}
+        has_key = str(self._told("openai_api_key") or "").strip()
+        tables = {"openai": self._openai()} if has_key else {}
         if path := self._told("providers_file"):
-            for name, table in _tables(Path(path)).items():
+            for name, table in _tables(Path(path), "DISTILL_PROVIDERS_FILE").items():
                 tables[name] = _completed(tables.get(name, {}), table)
         return {"providers": {name: _completed(table, told.get(name, {})) for name, table in tables.items()}}
 
@@ -171,11 +247,16 @@ class ProviderTables(PydanticBaseSettingsSource):
         }
 
 
-def _tables(path: Path) -> dict[str, Any]:
+def _tables(path: Path, setting: str) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        tables = tomllib.loads(_content(path))
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"{setting}: {path}: {error}") from error
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+        raise ValueError(f"{setting}: {error}") from None
+    if stray := [name for name, table in tables.items() if not isinstance(table, dict)]:
+        raise ValueError(f"{setting}: {path}: {', '.join(stray)} must be a table")
+    return tables
 
 
 def _completed(table: dict[str, Any], by: Any) -> dict[str, Any]:
@@ -205,15 +286,17 @@ class Settings(BaseSettings):
     redis_url: Annotated[str, AfterValidator(_redis_url)] = Field(
         description="redis://, rediss:// or unix:// address of the store; a wrong one is worse than none"
     )
-    secret_key: SecretStr = Field(
-        min_length=32, description="signs webhooks, completion ids and the ledger; the same in every process"
+    secret_key: Annotated[SecretStr, _not_shorter_than(32)] = Field(
+        description="signs webhooks, completion ids and the ledger; the same in every process"
     )
-    admin_key: SecretStr | None = Field(None, min_length=20, description="API key with every scope, tenant `local`")
+    admin_key: Annotated[HeaderText, _not_shorter_than(20)] | None = Field(
+        None, description="API key with every scope, tenant `local`"
+    )
 
-    openai_api_key: SecretStr | None = Field(
+    openai_api_key: HeaderText | None = Field(
         None, validation_alias="OPENAI_API_KEY", description="makes a provider `openai` when set"
     )
-    openai_base_url: str = Field(
+    openai_base_url: HttpUrl = Field(
         "https://api.openai.com/v1", validation_alias="OPENAI_BASE_URL", description="of the provider `openai`"
     )
     openai_webhook_secret: SecretStr | None = Field(
@@ -223,7 +306,9 @@ class Settings(BaseSettings):
     )
     providers: dict[str, ProviderSettings] = Field({}, description="further providers by name, as JSON or nested names")
     providers_file: Path | None = Field(None, description="TOML file with one table per provider")
-    prices_file: Path | None = Field(None, description="TOML file with the operator's own prices per million tokens")
+    prices_file: Annotated[Path, AfterValidator(_readable)] | None = Field(
+        None, description="TOML file with the operator's own prices per million tokens"
+    )
 
     daily_spend_max_usd: Decimal | None = Field(
         None, ge=0, le=1_000_000, decimal_places=9, description="a tenant's jobs spend at most this a day (UTC)"
@@ -237,9 +322,13 @@ class Settings(BaseSettings):
         None, ge=1, le=65535, description="port of /metrics for Prometheus, on the API's address; null: off"
     )
     worker_metrics_port: int | None = Field(
-        None, ge=1, le=65535, description="port of a worker's own /metrics, on the API's address; null: off"
+        None,
+        ge=1,
+        le=65535,
+        description="port of a worker's own /metrics, on the API's address; each further worker of `distill up` takes"
+        " the next; null: off",
     )
-    public_url: str | None = Field(None, description="how clients reach the API; null: host and port")
+    public_url: HttpUrl | None = Field(None, description="how clients reach the API; null: host and port")
     requests_per_minute: int = Field(60_000, ge=0, description="requests of one tenant; 0: any number")
     active_jobs_max: int = Field(200, ge=0, description="jobs of one tenant queued or running; 0: any number")
     waits_max: int = Field(500, ge=0, description="answers held by Prefer: wait at once, per API process")
@@ -287,7 +376,7 @@ class Settings(BaseSettings):
 
     webhook_timeout_seconds: float = Field(15.0, gt=0, le=60, description="one delivery attempt")
     webhook_allow_http: bool = Field(False, description="also deliver to http:// addresses")
-    webhook_allow_networks: tuple[IPv4Network | IPv6Network, ...] = Field(
+    webhook_allow_networks: tuple[Annotated[IPv4Network | IPv6Network, BeforeValidator(_network)], ...] = Field(
         (), description="private networks that deliveries may reach, as CIDRs"
     )
     webhook_ports: tuple[int, ...] = Field((80, 443), description="ports deliveries may use; empty: any")
@@ -316,8 +405,21 @@ class Settings(BaseSettings):
     def _tenants_complete(self) -> Self:
         """As with providers, later sources win over the file."""
         if self.tenants_file is not None:
-            read = {name: TenantSettings.model_validate(table) for name, table in _tables(self.tenants_file).items()}
+            tables = _tables(self.tenants_file, "DISTILL_TENANTS_FILE")
+            read = {name: TenantSettings.model_validate(table) for name, table in tables.items()}
             object.__setattr__(self, "tenants", read | self.tenants)
+        return self
+
+    @model_validator(mode="after")
+    def _agreeing(self) -> Self:
+        if self.poll_min_seconds > self.poll_max_seconds:
+            raise ValueError("DISTILL_POLL_MIN_SECONDS must not be above DISTILL_POLL_MAX_SECONDS")
+        if self.metrics_port is not None and self.metrics_port == self.api_port:
+            raise ValueError("DISTILL_METRICS_PORT must be another than DISTILL_API_PORT")
+        for name, tenant in self.tenants.items():
+            if unknown := sorted(set(tenant.providers or ()) - set(self.providers)):
+                known = ", ".join(sorted(self.providers)) or "none"
+                raise ValueError(f"tenants.{name}.providers names {', '.join(unknown)}; configured: {known}")
         return self
 
     def tenant(self, name: str) -> TenantSettings:
@@ -350,5 +452,63 @@ _AS_ALL: Final = TenantSettings()
 
 
 def load_settings() -> Settings:
-    """From the environment.  Raises pydantic's ValidationError, which names each wrong setting."""
-    return Settings()
+    """From the environment.  Raises WrongSettings."""
+    try:
+        return Settings()
+    except (ValueError, OSError) as error:
+        raise WrongSettings(wrong(error)) from None
+
+
+class WrongSettings(ValueError):
+    """The process cannot start with these settings; says which, and never what a secret is."""
+
+
+def wrong(error: ValueError | OSError) -> str:
+    """What building `Settings` complains of, each setting by the name that its operator knows."""
+    if isinstance(error, ValidationError):
+        return "; ".join(_fault(fault["loc"], fault["msg"]) for fault in error.errors(include_input=False))
+    if unreadable := _UNREADABLE.search(str(error)):
+        return f"{_known_as(unreadable[1])} must be JSON"
+    return str(error)
+
+
+def _fault(place: tuple[int | str, ...], said: str) -> str:
+    said = said.removeprefix("Value error, ")
+    said = said[:1].lower() + said[1:] if said.startswith(("Input", "Field", "String", "Extra")) else said
+    if not place:
+        return said
+    name, *rest = map(str, place)
+    if rest and not rest[0].isdecimal():
+        return f"{'.'.join((name, *rest))}: {said}"  # a table's: it may come from a file
+    return f"{_known_as(name)}{''.join(f'[{number}]' for number in rest)}: {said}"
+
+
+def _known_as(field: str) -> str:
+    known = Settings.model_fields.get(field)
+    return str(known.validation_alias or f"{ENV_PREFIX}{field.upper()}") if known is not None else field
+
+
+def unknown_names(environ: Mapping[str, str] | None = None) -> Iterator[tuple[str, str | None]]:
+    """What carries our prefix and is no setting, each with the setting that may have been meant.
+
+    environ: this process's, and what `.env` says, unless given."""
+    named = {*dotenv_values(".env"), *os.environ} if environ is None else {*environ}
+    fields = {
+        f"{ENV_PREFIX}{name.upper()}" for name, field in Settings.model_fields.items() if not field.validation_alias
+    }
+    known = fields | {f"{name}_FILE" for name in fields} | _NAMES_OF_OTHERS
+    for name in sorted(named):
+        of_table = name.upper().startswith((f"{ENV_PREFIX}PROVIDERS__", f"{ENV_PREFIX}TENANTS__"))
+        if name.upper().startswith(ENV_PREFIX) and name.upper() not in known and not of_table:
+            near = difflib.get_close_matches(_bare(name.upper()), map(_bare, known), n=1, cutoff=0.8)
+            yield name, f"{ENV_PREFIX}{near[0]}" if near else None
+
+
+def _bare(name: str) -> str:
+    """What two names are compared by: all begin alike."""
+    return name.removeprefix(ENV_PREFIX)
+
+
+#: Said to the CLI, and to docker compose, which reads the same `.env`.
+_NAMES_OF_OTHERS: Final = frozenset({"DISTILL_URL", "DISTILL_API_KEY", "DISTILL_PUBLISH", "DISTILL_STORE_MAXMEMORY"})
+_UNREADABLE: Final = re.compile(r'error parsing value for field "(\w+)"')  # pydantic-settings, of its own sources

@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
-from shared.logs import configure_logs
+import sys
+
+from shared.logs import configure_logs, warn_of_unknown_settings
 from shared.open_files import raise_open_file_limit
-from shared.settings import load_settings
-from worker.app import Worker
+from shared.settings import WrongSettings, load_settings
+from worker.app import MetricsPortTaken, Worker
 
 
-def main() -> None:
-    settings = load_settings()
+def main() -> int:
+    """Works until SIGTERM or SIGINT.  Returns 2 for settings that cannot be used."""
+    try:
+        settings = load_settings()
+    except WrongSettings as error:
+        sys.stderr.write(f"Wrong settings: {error}.\n")
+        return 2
     configure_logs(level=settings.log_level, format=settings.log_format)
+    warn_of_unknown_settings()
     raise_open_file_limit()
-    Worker(settings).run()
+    try:
+        Worker(settings).run()
+    except MetricsPortTaken as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -44,6 +44,10 @@ _PURGES: Final = 4
 _READINGS: Final = 4  # of providers' models
 
 
+class MetricsPortTaken(RuntimeError):
+    """The worker does not start: nobody would learn from it what they expect to."""
+
+
 class Worker:
     """Everything one worker process runs.  Nothing connects before `start`."""
 
@@ -86,6 +90,7 @@ class Worker:
         signals.setup_logging.connect(self._keep_our_logging)
         signals.worker_ready.connect(self._on_ready)
         signals.worker_shutting_down.connect(self._on_shutting_down)
+        self._listen_for_metrics()
         self.loop.start()
         self.loop.run(self._start())
         arguments = ["--quiet", "worker", "--pool=threads", f"--concurrency={_BELL_THREADS}"]
@@ -162,17 +167,24 @@ class Worker:
         )
 
     def _on_ready(self, **_: Any) -> None:
-        self.loop.run(self._begin_services())
-        self._serve_metrics()
-        _log.info("worker_ready", worker=self.id, providers=sorted(self._settings.providers))
-
-    def _serve_metrics(self) -> None:
-        """This process alone; what the service as a whole is at, the API tells."""
-        port = self._settings.worker_metrics_port
-        if port is not None:
+        if self._settings.worker_metrics_port is not None:
             calls = Gauge("distillery_worker_calls_in_flight", "Calls for completions, of this worker process.")
             calls.set_function(lambda: self.pump.in_flight)
-            start_http_server(port, self._settings.api_host)
+        self.loop.run(self._begin_services())
+        _log.info("worker_ready", worker=self.id, providers=sorted(self._settings.providers))
+
+    def _listen_for_metrics(self) -> None:
+        """Of this process alone; what the service as a whole is at, the API tells.  Raises MetricsPortTaken."""
+        host, port = self._settings.api_host, self._settings.worker_metrics_port
+        if port is None:
+            return
+        try:
+            start_http_server(port, host)
+        except OSError as error:
+            raise MetricsPortTaken(
+                f"Port {port} of DISTILL_WORKER_METRICS_PORT cannot be listened on at {host}: {error.strerror}."
+                "  Each worker process on a machine needs a port of its own."
+            ) from None
 
     async def _begin_services(self) -> None:
         for service in (self.pump.run(), self.sweeper.run(), self._announce()):

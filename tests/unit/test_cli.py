@@ -205,6 +205,64 @@ def test_children_are_told_where_secrets_are_and_never_what_they_are(tmp_path: P
     assert programs["sandbox"].env["SANDBOX_TODAY"] == "2026-11-22"  # or the example's model retires in 2027
 
 
+def test_each_worker_serves_its_metrics_on_a_port_of_its_own(tmp_path: Path) -> None:
+    options = stack.Options(tmp_path, workers=3, worker_metrics_port=9700)
+    address = stack.Address(1, "http://127.0.0.1:8600", None, "unix:///x?db=0")
+    workers = stack.programs(options, address, {"DISTILL_WORKER_METRICS_PORT": "9700"})[1:]
+    assert [worker.env["DISTILL_WORKER_METRICS_PORT"] for worker in workers] == ["9700", "9701", "9702"]
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"port": 18_655, "metrics_port": 18_655}, "Port 18655 of DISTILL_METRICS_PORT is that of the api."),
+        (
+            {"metrics_port": 19_701, "worker_metrics_port": 19_700, "workers": 2},
+            "Port 19701 of DISTILL_WORKER_METRICS_PORT is that of DISTILL_METRICS_PORT.",
+        ),
+        (
+            {"worker_metrics_port": 65_535, "workers": 2},
+            "DISTILL_WORKER_METRICS_PORT leaves no port for every worker: there is none above 65535.",
+        ),
+        ({"host": "192.0.2.1"}, "Cannot listen on 192.0.2.1: "),
+        ({"host": "nosuch.invalid"}, "Cannot listen on nosuch.invalid: "),
+        ({"data_dir": Path(__file__)}, f"{Path(__file__)} cannot be used as the data directory: File exists."),
+        ({"data_dir": Path("/proc/nope")}, "/proc/nope cannot be used as the data directory: No such file"),
+    ],
+)
+def test_a_stack_that_cannot_run_says_why_before_anything_is_started(
+    options: dict[str, Any], sentence: str, tmp_path: Path
+) -> None:
+    given: dict[str, Any] = {"data_dir": tmp_path, "port": 0, "sandbox": False, "redis_url": "redis://127.0.0.1:1/0"}
+    made = stack.Stack(stack.Options(**(given | options)), environ={}, cwd=tmp_path, say=print)
+    with pytest.raises(stack.StackError) as refused:
+        made.start()
+    made.stop()
+    assert str(refused.value).startswith(sentence)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["status", "job_x", "--data-dir", ""], "must name a folder"),
+        (["webhook-secret", "--tenant", ""], "A tenant's name has"),
+        (["webhook-secret", "--tenant", "Acme Corp"], "A tenant's name has"),
+    ],
+)
+def test_what_would_be_taken_for_something_else_is_refused(arguments: list[str], said: str) -> None:
+    ended = CliRunner().invoke(app, arguments)
+    assert ended.exit_code != 0
+    assert said in ended.output + str(ended.exception)
+
+
+def test_doctor_finds_a_setting_that_is_misspelt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DISTILL_WORKER_HAND", "1")
+    checks = doctor.examine(tmp_path, client.Endpoint("http://127.0.0.1:1", None))
+    settings = next(check for check in checks if check.name == "settings")
+    assert (settings.state, settings.detail) == ("warn", "DISTILL_WORKER_HAND is no setting; DISTILL_WORKER_HANDS is")
+
+
 @pytest.mark.parametrize("base_url", [None, "http://127.0.0.1:9/v1"])
 def test_a_table_of_the_sandbox_is_completed_and_its_name_said_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], base_url: str | None

@@ -119,3 +119,14 @@ def test_prometheus_reads_the_port_that_the_api_serves_metrics_on() -> None:
     port = SERVICES["api"]["environment"]["DISTILL_METRICS_PORT"]
     assert scrape["static_configs"] == [{"targets": [f"api:{port}"]}]
     assert not any(port in published for published in SERVICES["api"]["ports"]), "for containers only"
+
+
+def test_prometheus_finds_every_worker_on_the_port_of_its_metrics() -> None:
+    workers = yaml.safe_load((ROOT / "deploy/prometheus/prometheus.yml").read_text(encoding="utf-8"))["scrape_configs"][
+        1
+    ]
+    environment = SERVICES["worker"]["environment"]
+    port = int(environment["DISTILL_WORKER_METRICS_PORT"])
+    assert workers["dns_sd_configs"] == [{"names": ["worker"], "type": "A", "port": port}]
+    assert environment["DISTILL_API_HOST"] == "0.0.0.0", "other containers must reach it"
+    assert "ports" not in SERVICES["worker"]

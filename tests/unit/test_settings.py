@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
 
 from cli import doctor, keys, stack
-from shared.settings import ProviderSettings, Settings
+from shared.settings import ProviderSettings, Settings, WrongSettings, load_settings, unknown_names
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -85,3 +91,106 @@ def test_a_file_that_is_no_toml_is_named(monkeypatch: pytest.MonkeyPatch, tmp_pa
     settings, complaint = doctor.read_settings(tmp_path, None)
     assert settings is None
     assert "providers.toml" in complaint
+
+
+WRONG = [
+    ({"DISTILL_PROVIDERS": "notjson"}, "DISTILL_PROVIDERS must be JSON"),
+    ({"DISTILL_WEBHOOK_PORTS": "abc"}, "DISTILL_WEBHOOK_PORTS must be JSON"),
+    ({"DISTILL_ADMIN_KEY_FILE": "nope"}, "DISTILL_ADMIN_KEY_FILE: nope cannot be read: No such file or directory"),
+    ({"DISTILL_PROVIDERS_FILE": "nope"}, "DISTILL_PROVIDERS_FILE: nope cannot be read: No such file or directory"),
+    ({"DISTILL_TENANTS_FILE": "nope"}, "DISTILL_TENANTS_FILE: nope cannot be read: No such file or directory"),
+    ({"DISTILL_PRICES_FILE": "nope"}, "DISTILL_PRICES_FILE: nope cannot be read: No such file or directory"),
+    (
+        {"DISTILL_PROVIDERS": '{"lab": {"base_url": "http://x", "api_key_file": "nope"}}'},
+        "providers.lab: nope cannot be read: No such file or directory",
+    ),
+    (
+        {"DISTILL_WEBHOOK_ALLOW_NETWORKS": '["10.0.0.0/8", "office"]'},
+        "DISTILL_WEBHOOK_ALLOW_NETWORKS[1]: must be a network as CIDR, such as 10.0.0.0/8",
+    ),
+    (
+        {"DISTILL_PROVIDERS__LAB__BASE_URL": "ftp://x"},
+        "providers.lab.base_url: must be an address that starts with http:// or https://",
+    ),
+    ({"OPENAI_BASE_URL": "garbage"}, "OPENAI_BASE_URL: must be an address that starts with http:// or https://"),
+    ({"DISTILL_PUBLIC_URL": "https://"}, "DISTILL_PUBLIC_URL: must be an address that starts with http:// or https://"),
+    (
+        {"DISTILL_POLL_MIN_SECONDS": "31"},
+        "DISTILL_POLL_MIN_SECONDS must not be above DISTILL_POLL_MAX_SECONDS",
+    ),
+    (
+        {"DISTILL_METRICS_PORT": "8600"},
+        "DISTILL_METRICS_PORT must be another than DISTILL_API_PORT",
+    ),
+    (
+        {"DISTILL_TENANTS": '{"acme": {"providers": ["opneai"]}}', "DISTILL_PROVIDERS__LAB__BASE_URL": "http://x/v1"},
+        "tenants.acme.providers names opneai; configured: lab",
+    ),
+    (
+        {"DISTILL_ADMIN_KEY": "dk_" + "é" * 20},
+        "DISTILL_ADMIN_KEY: must be printable ASCII on one line, as a header carries it",
+    ),
+    ({"DISTILL_SECRET_KEY": "s"}, "DISTILL_SECRET_KEY: must have at least 32 characters"),
+    (
+        {"DISTILL_API_PORT": "x", "DISTILL_LOG_LEVEL": "loud"},
+        "DISTILL_API_PORT: input should be a valid integer, unable to parse string as an integer; "
+        "DISTILL_LOG_LEVEL: input should be 'debug', 'info', 'warning' or 'error'",
+    ),
+]
+
+
+@pytest.mark.parametrize(("environ", "sentence"), WRONG)
+def test_a_setting_that_cannot_be_used_is_named_in_one_sentence(
+    environ: dict[str, str], sentence: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(WrongSettings) as refused:
+        load_settings()
+    assert str(refused.value) == sentence
+    assert doctor.read_settings(tmp_path, None) == (None, sentence)
+
+
+def test_white_space_around_the_admin_key_is_no_part_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DISTILL_ADMIN_KEY", "dk_0123456789abcdefghij\n")
+    admin_key = Settings().admin_key
+    assert admin_key is not None
+    assert admin_key.get_secret_value() == "dk_0123456789abcdefghij"
+
+
+def test_no_key_is_no_provider(monkeypatch: pytest.MonkeyPatch) -> None:
+    for nothing in ("", " "):
+        monkeypatch.setenv("OPENAI_API_KEY", nothing)
+        assert Settings().providers == {}
+        assert stack.wants_sandbox({"OPENAI_API_KEY": nothing})
+
+
+def test_a_name_that_is_no_setting_is_found_with_the_one_that_was_meant() -> None:
+    environ = {
+        "DISTILL_WORKER_HAND": "1",
+        "DISTILL_COLOUR": "red",
+        "DISTILL_SECRET_KEY_FILE": "x",
+        "DISTILL_PROVIDERS__LAB__BASE_URL": "x",
+        "DISTILL_API_KEY": "x",
+        "HOME": "/",
+    }
+    assert list(unknown_names(environ)) == [("DISTILL_COLOUR", None), ("DISTILL_WORKER_HAND", "DISTILL_WORKER_HANDS")]
+
+
+@pytest.mark.parametrize(
+    ("module", "setting"), [("worker", "WORKER_METRICS_PORT"), ("api", "METRICS_PORT"), ("api", "API_PORT")]
+)
+def test_a_process_that_cannot_listen_says_why_and_ends(
+    module: str, setting: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DISTILL_ADMIN_KEY", "dk_0123456789abcdefghij")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        monkeypatch.setenv(f"DISTILL_{setting}", str(port))
+        environ = os.environ | {"PYTHONPATH": str(ROOT)}
+        ended = subprocess.run(
+            [sys.executable, "-m", module], env=environ, capture_output=True, text=True, timeout=60, check=False
+        )
+    assert ended.returncode == 2
+    assert ended.stderr.startswith(f"Port {port} of DISTILL_{setting} cannot be listened on at 127.0.0.1")
+    assert "Traceback" not in ended.stderr
