@@ -18,7 +18,7 @@ import structlog
 
 from shared.errors import JobFailed, ProviderError, ProviderQuotaExhausted, StoreError
 from shared.ids import JobId, new_event_id
-from shared.lifecycle import JobStatus, PausedReason, Stage
+from shared.lifecycle import TERMINAL, JobStatus, PausedReason, Stage
 from shared.models import Delivery, Event, Job, JobError, usd
 from shared.notices import Notices
 from shared.plan import phases, plans
@@ -141,7 +141,7 @@ class Engine:
     async def _step(self, lease: Lease) -> bool:
         """One outcome, carried out.  Whether there is more to do at once."""
         job = await self._jobs.load(lease.job_id)
-        if job is None:
+        if job is None or job.status in TERMINAL:  # cancelled or deleted while this worker took it
             return False
         try:
             return await self._carry_out(job, lease, await self._outcome(job, lease))

@@ -5,6 +5,7 @@ import contextlib
 import itertools
 
 import pytest
+import structlog
 from builders import accepted, claimed, loaded, prompts
 from doubles import Flaky, Lab, ScriptedTeacher, ScriptedTrainer, pumping, until
 from engines import Killed, a_whole_job, an_engine, in_training, let_the_lease_run_out, rung, through_crashes
@@ -56,6 +57,25 @@ async def test_a_bell_rung_many_times_at_once_moves_a_job_once(store):
 
     running = [e for e in await store.jobs.events(job.id, after=0, limit=99) if e.type == "status"]
     assert len(running) == 1
+
+
+async def test_a_job_cancelled_while_a_worker_takes_it_is_left_as_it_is(store):
+    job = await accepted(store, a_whole_job(), prompts(4))
+    claim = store.jobs.claim
+
+    async def claimed_and_cancelled(*args, **kwargs):
+        lease = await claim(*args, **kwargs)
+        await store.jobs.change(job, Change(status=S.CANCELLED, due_in_seconds=-1.0))
+        return lease
+
+    store.jobs.claim = claimed_and_cancelled
+    with structlog.testing.capture_logs() as logged:
+        await an_engine(store).advance(job.id)
+
+    found = await loaded(store, job.id)
+    assert (found.status, found.stage_attempts, found.version) == (S.CANCELLED, 0, 2)
+    assert [line for line in logged if line["log_level"] == "error"] == []
+    assert await store.sweep(grace_seconds=60, limit=10) == []
 
 
 @pytest.mark.parametrize(
