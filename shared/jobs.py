@@ -228,7 +228,9 @@ class Jobs:
         return await self._change(tenant, job_id, decide)
 
     async def resume(self, tenant: TenantId, job_id: str, budget: Budget | None = None) -> Job:
-        """Go on with a paused job, with another budget if one is given.  Idempotent without one."""
+        """Go on with a paused job, with another budget if one is given.  Idempotent without one.
+
+        Raises ValidationFailed `cost_above_limit`, also without one, when the budget has no room for the next step."""
 
         async def decide(job: Job) -> Change | None:
             if job.status is S.RUNNING and budget is None:
@@ -240,6 +242,8 @@ class Jobs:
                 if faults := self._planner.resume_faults(job, budget):
                     raise invalid(faults)
                 changed |= {"spec": replace(job.spec, budget=budget), "limit_nano": budget.max_cost_nano}
+            elif job.paused_reason is PausedReason.BUDGET and (faults := self._planner.shortage(job)):
+                raise invalid(faults)
             event = _event("The job was resumed by its owner.", S.RUNNING, self._now_ms())
             return Change(status=S.RUNNING, set=changed, events=[event], due_in_seconds=0.0)
 

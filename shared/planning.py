@@ -151,6 +151,13 @@ class Planner:
         """What is wrong with this budget for a job that has begun."""
         return [*self._rules.budget_faults(budget, job.spec, None, money=job.money)]
 
+    def shortage(self, job: Job) -> list[Fault]:
+        """Why a job that is paused for its budget would surely pause again.  Nothing is sure while it has something
+        reserved: a lost answer may be found, a training cost less."""
+        if job.money.reserved_nano:
+            return []
+        return [fault for fault in self.resume_faults(job, job.spec.budget) if fault.code == "cost_above_limit"]
+
     def endpoint_faults(self, job: Job, number: int, endpoint: StudentEndpoint) -> list[Fault]:
         """What is wrong with the place at which a deployed student is said to answer."""
         limited = job.money.limit_nano is not None or self._store.day_limit(job.tenant) is not None

@@ -255,7 +255,8 @@ async def resume_job(
     services: Wired,
     response: Response,
 ) -> JobOut:
-    """Go on with a paused job, with a larger budget if one is given."""
+    """Go on with a paused job, with a larger budget if one is given.  A job at its budget needs one: 422 says of how
+    much."""
     budget = None if body.budget is None else body.budget.to_domain()
     return _shown(await services.jobs.resume(caller.tenant, job_id, budget), response)
 

@@ -119,6 +119,29 @@ async def test_a_budget_into_which_the_next_step_does_not_fit_resumes_nothing_an
     assert (await resume("1.95")).status_code == 200, "what another pause needed does not hold for this one"
 
 
+@pytest.mark.parametrize(
+    ("reason", "reserved", "status"),
+    [(PausedReason.BUDGET, 0, 422), (PausedReason.BUDGET, 1_000, 200), (PausedReason.REQUESTED, 0, 200)],
+)
+async def test_a_job_that_would_pause_for_its_budget_at_once_is_not_resumed_without_a_larger_one(
+    api: Api, reason: PausedReason, reserved: int, status: int
+):
+    job = await begin(api, await api.create(budget={"max_cost_usd": "2"}))
+    money = {"spent_nano": 1_900_000_000, "reserved_nano": reserved, "needs_nano": 250_000_000}
+    await api.store.jobs.change(job, Change(status=JobStatus.PAUSED, set=money | {"paused_reason": reason}))
+
+    answer = await api.http.post(f"/v1/jobs/{job.id}/resume")
+
+    assert answer.status_code == status
+    if status == 422:
+        refused = problem_of(answer)
+        assert (refused["code"], refused["param"]) == ("cost_above_limit", "budget.max_cost_usd")
+        assert "must be at least 2.15" in refused["detail"]
+        assert (await loaded(api, {"id": job.id})).status is JobStatus.PAUSED
+        larger = {"budget": {"max_cost_usd": "2.15"}}
+        assert (await api.http.post(f"/v1/jobs/{job.id}/resume", json=larger)).status_code == 200
+
+
 async def test_only_what_fits_the_status_is_possible(api: Api):
     path = f"/v1/jobs/{(await api.create())['id']}"
     for verb, code in (("pause", "job_not_running"), ("resume", "job_not_paused"), ("retry", "job_not_terminal")):
