@@ -31,7 +31,7 @@ from shared.models import (
 from shared.ports import BATCH_WINDOW_SECONDS
 from shared.pricing import Estimate, Prices
 from shared.prompts import adds_nothing, bytes_with, counts_of, defaults_of, joined, longest_chars
-from shared.rules import PLACES, Asked, Limits, Rules, invalid, split_faults, splits_suffice
+from shared.rules import PLACES, Asked, Limits, Rules, beyond_doubt, invalid, split_faults, splits_suffice
 from shared.settings import ProviderSettings
 from shared.store import Store
 
@@ -48,7 +48,7 @@ class Plan(msgspec.Struct, frozen=True):
     ceilings: see `Rules.ceilings`."""
 
     spec: JobSpec
-    prompts: list[Prompt]
+    prompts: Sequence[Prompt]
     prompts_total: int
     estimate: Estimate | None
     warnings: list[Advice]
@@ -69,24 +69,17 @@ class Planner:
         self.limits = limits
         self._rules = Rules(providers, prices, limits)
 
-    def plan(
-        self,
-        spec: JobSpec,
-        prompts: Sequence[Prompt],
-        counts: PromptCounts | None = None,
-        *,
-        earlier: Job | None = None,
-    ) -> Plan:
+    def plan(self, spec: JobSpec, prompts: Sequence[Prompt], *, earlier: Job | None = None) -> Plan:
         """The request as it would be carried out; touches nothing.  Raises ValidationFailed with every fault.
 
-        counts: of the prompts, for who knows them.  earlier: the job whose prompts these are, as it asked them."""
-        counts, defaults = counts or counts_of(prompts), defaults_of(spec)
+        earlier: the job whose prompts these are, as it asked them."""
+        counts, defaults = counts_of(prompts), defaults_of(spec)
         unchanged = earlier is not None and adds_nothing(defaults, counts)
         faults = [*self._rules.prompt_faults(spec, prompts, counts, defaults)]
         asked = _asked(spec, counts, defaults, faults, paid_by=earlier if unchanged else None)
         spec, estimate, warnings, ceilings = self._planned(spec, asked)
         said = defaults if defaults != PromptDefaults() else None
-        return Plan(spec, list(prompts), asked.total, estimate, warnings, ceilings, defaults=said)
+        return Plan(spec, prompts, asked.total, estimate, warnings, ceilings, defaults=said)
 
     async def from_file(self, tenant: TenantId, spec: JobSpec) -> Plan:
         """`plan` for prompts that were uploaded; reads no more of them than it takes to know that enough fall into
@@ -208,6 +201,8 @@ class Planner:
 
         Beyond the first 2,000 prompts only what is certain counts: too few of them are left to make up for it."""
         total = file.counts.prompts
+        if beyond_doubt(spec, total):
+            return ()
         found, splitter = Counter[str](), Splitter(spec.split, defaults)
         for chunk in range(-(-min(total, _SPLIT_BY_HAND) // file.chunk_size)):
             if splits_suffice(spec, found):

@@ -9,7 +9,7 @@ import re
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from itertools import compress
-from typing import Any, Final
+from typing import Any, Final, overload
 
 import msgspec
 from msgspec.structs import replace
@@ -29,6 +29,8 @@ FAULTS_MAX: Final = 20
 _MEMBERS_MAX: Final = 64  # of one object; a million unknown fields must not become a million errors
 _NAME_MAX_CHARS: Final = 64
 _encode: Final = msgspec.json.Encoder().encode
+_TEXT_OPENS: Final = b'{"messages":[{"role":"user","content":'
+_TEXT_CLOSES: Final = b"}]}\n"
 _TEXT_BYTES: Final = prompt_size(Prompt(messages=[{"role": "user", "content": ""}]))
 
 
@@ -56,30 +58,54 @@ def read_prompt(value: Any) -> Prompt | list[Fault]:
     return Prompt(messages=value["messages"], **given)
 
 
-def read_texts(values: Sequence[Any]) -> tuple[list[Prompt], PromptCounts] | None:
-    """`read_prompt` and `counts_of` of what most requests send: texts alone.  None where there is anything else.
+class Texts(Sequence[Prompt]):
+    """Prompts that are texts alone, as most requests send them.  Each is made when it is looked at; to be counted and
+    stored none need be, which takes a tenth of the time."""
 
-    A fifth of the time of one after the other."""
-    if set(map(type, values)) != {str} or not all(values):
-        return None
-    total, longest = len(values), max(map(len, values))
-    frame = _TEXT_BYTES - len('""')
-    counts = PromptCounts(
-        prompts=total,
-        asked=total,
-        bytes=len(_encode(values)) - len("[]") - (total - 1) * len(",") + total * frame,
-        bare=total,
-        toolless=total,
-        formatless=total,
-        unreferenced=total,
-        longest_chars=longest,
-        longest_bare_chars=longest,
-    )
-    return [Prompt(messages=[{"role": "user", "content": text}]) for text in values], counts
+    def __init__(self, texts: Sequence[str]) -> None:
+        self._texts = texts
+
+    @classmethod
+    def of(cls, values: Sequence[Any]) -> Texts | None:
+        """None where there is anything else."""
+        return cls(values) if set(map(type, values)) == {str} and all(values) else None
+
+    def __len__(self) -> int:
+        return len(self._texts)
+
+    @overload
+    def __getitem__(self, place: int) -> Prompt: ...
+    @overload
+    def __getitem__(self, place: slice) -> Texts: ...
+    def __getitem__(self, place: int | slice) -> Prompt | Texts:
+        if isinstance(place, slice):
+            return Texts(self._texts[place])
+        return Prompt(messages=[{"role": "user", "content": self._texts[place]}])
+
+    def lines(self) -> bytes:
+        """As msgspec encodes the prompts: one JSON line for each."""
+        return _TEXT_OPENS + (_TEXT_CLOSES + _TEXT_OPENS).join(map(_encode, self._texts)) + _TEXT_CLOSES
+
+    @property
+    def counts(self) -> PromptCounts:
+        total, longest = len(self._texts), max(map(len, self._texts), default=0)
+        return PromptCounts(
+            prompts=total,
+            asked=total,
+            bytes=sum(map(len, map(_encode, self._texts))) + total * (_TEXT_BYTES - len('""')),
+            bare=total,
+            toolless=total,
+            formatless=total,
+            unreferenced=total,
+            longest_chars=longest,
+            longest_bare_chars=longest,
+        )
 
 
 def counts_of(prompts: Sequence[Prompt]) -> PromptCounts:
     """As `PromptReader.counts` for the same prompts in a file."""
+    if isinstance(prompts, Texts):
+        return prompts.counts
     chars = [chars_of(prompt) for prompt in prompts]
     bare = [prompt.is_bare for prompt in prompts]
     return PromptCounts(

@@ -5,6 +5,7 @@ Each rule tells every fault it finds, with its place; the caller raises them tog
 from __future__ import annotations
 
 import difflib
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -36,6 +37,7 @@ from shared.settings import ProviderSettings
 from shared.webhooks import check_url
 
 _METADATA_PAIRS_STORED: Final = 14  # of the 16 a provider keeps, two are ours: by them a lost answer is found again
+_BEYOND_DOUBT: Final = 1e-9
 #: Where a request says which prompts it means.
 PLACES: Final = {
     "inline": "/source/prompts",
@@ -227,12 +229,9 @@ class Rules:
                     yield Fault(f"{place}/{i}", "prompt_too_long", detail)
         else:
             yield from self.length_faults(spec, counts, defaults)
-        seen: set[str] = set()
-        for i, key in [(i, prompt.key) for i, prompt in enumerate(prompts) if prompt.key is not None]:
-            if key in seen:
-                yield Fault(f"{place}/{i}/key", "duplicate_prompt_key", "is the key of an earlier prompt")
-            seen.add(key)
         # To know a split is to take a prompt's words apart, the dearest part of a plan: no more than needed.
+        if beyond_doubt(spec, len(prompts)):
+            return
         found, splitter = Counter[str](), Splitter(spec.split, defaults)
         for prompt in prompts:
             found[splitter.split_of(prompt)] += 1
@@ -410,6 +409,15 @@ def parse_usd(text: str) -> int:
     """Nano-dollars of a decimal string, "10.00" → 10_000_000_000.  text: digits, at most nine after the point."""
     whole, _, fraction = text.partition(".")
     return int(whole) * NANO + int(fraction.ljust(9, "0") or "0")
+
+
+def beyond_doubt(spec: JobSpec, total: int) -> bool:
+    """Whether so many prompts leave enough in each split, whatever they are: a hash draws each one's split, and chance
+    would fail one request in a billion.  Equal prompts share a draw; of those curating keeps one."""
+    spare = total * (1 - spec.split.validation - spec.split.holdout) - spec.curation.min_accepted
+    short_of_train = math.exp(-2 * spare**2 / total) if spare > 0 else 1.0  # Hoeffding's bound
+    short_of_holdout = (1 - spec.split.holdout) ** total if spec.split.holdout else 0.0
+    return short_of_train + short_of_holdout < _BEYOND_DOUBT
 
 
 def splits_suffice(spec: JobSpec, found: Mapping[str, int]) -> bool:

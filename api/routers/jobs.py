@@ -142,8 +142,8 @@ async def _planned(caller: Caller, services: Services, body: JobCreate, spec: Jo
     if spec.source == "stored_completions":
         return services.planner.from_stored(spec)
     size: int = request.state.body_bytes
-    prompts, counts = await aside(size, body.to_prompts, most=services.settings.inline_prompts_max)
-    return await aside(size, services.planner.plan, spec, prompts, counts)
+    prompts = await aside(size, body.to_prompts, most=services.settings.inline_prompts_max)
+    return await aside(size, services.planner.plan, spec, prompts)
 
 
 @router.get("", responses=documented(400), openapi_extra=METADATA_DOCS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -21,7 +22,7 @@ from api.schemas.webhooks import event_types
 from shared import models as domain
 from shared.errors import Fault
 from shared.ids import FileId, JobId
-from shared.prompts import FAULTS_MAX, KEY_MAX_CHARS, MESSAGES_MAX, counts_of, read_prompt, read_texts
+from shared.prompts import FAULTS_MAX, KEY_MAX_CHARS, MESSAGES_MAX, Texts, read_prompt
 from shared.rules import invalid, parse_usd
 from shared.webhooks import DEFAULT_EVENTS, EVENT_TYPES
 
@@ -119,7 +120,7 @@ class StudentIn(Request):
         if hyperparameters["beta"] is None:
             del hyperparameters["beta"]
             hyperparameters |= {"beta": "auto"} if self.method == "dpo" else {}
-        return domain.Student(**self.model_dump() | {"integrations": integrations, "hyperparameters": hyperparameters})
+        return domain.Student(**vars(self) | {"integrations": integrations, "hyperparameters": hyperparameters})
 
 
 class PromptIn(Request):
@@ -265,7 +266,7 @@ class JobCreate(Request):
         curation, split, evaluation = self.curation, self.split, self.evaluation
         return domain.JobSpec(
             name=self.name,
-            teacher=domain.Teacher(**self.teacher.model_dump()),
+            teacher=domain.Teacher(**vars(self.teacher)),
             students=[student.to_domain() for student in self.students],
             source=self.source.type,
             file_id=FileId(self.source.file_id) if isinstance(self.source, FileSource) else None,
@@ -274,13 +275,13 @@ class JobCreate(Request):
             system_prompt=self.system_prompt,
             store=self.store,
             metadata=self.metadata,
-            curation=domain.Curation(**curation.model_dump()),
-            split=domain.Split(**split.model_dump()),
-            evaluation=domain.Evaluation(**evaluation.model_dump()),
+            curation=domain.Curation(**vars(curation)),
+            split=domain.Split(**vars(split)),
+            evaluation=domain.Evaluation(**vars(evaluation)),
             budget=self.budget.to_domain(),
             deadline_seconds=self._deadline_seconds,
             retention_days=self.retention_days,
-            webhook=None if self.webhook is None else domain.WebhookTarget(**self.webhook.model_dump()),
+            webhook=None if self.webhook is None else domain.WebhookTarget(**vars(self.webhook)),
         )
 
     @property
@@ -289,31 +290,36 @@ class JobCreate(Request):
         given = "deadline_seconds" in self.model_fields_set
         return self.deadline_seconds if given or self.teacher.mode == "live" else 3 * 86_400
 
-    def to_prompts(self, *, most: int) -> tuple[list[domain.Prompt], domain.PromptCounts]:
+    def to_prompts(self, *, most: int) -> Sequence[domain.Prompt]:
         """One after the other and not by the model above, so that a thousand broken ones cost twenty errors.
 
         None where the source only says where they are.  Raises ValidationFailed; `too_many_prompts` before
         looking at any."""
         if not isinstance(self.source, InlineSource):
-            return [], domain.PromptCounts()
+            return []
         place = "/source/prompts"
         if len(self.source.prompts) > most:
             raise invalid([Fault(place, "too_many_prompts", f"must be at most {most:,}")])
-        if (texts := read_texts(self.source.prompts)) is not None:
+        if (texts := Texts.of(self.source.prompts)) is not None:
             return texts
         prompts: list[domain.Prompt] = []
         faults: list[Fault] = []
+        keys: set[str] = set()
         for i, given in enumerate(self.source.prompts):
             found = read_prompt(given)
             if isinstance(found, domain.Prompt):
                 prompts.append(found)
+                if found.key in keys:
+                    faults.append(Fault(f"{place}/{i}/key", "duplicate_prompt_key", "is the key of an earlier prompt"))
+                elif found.key is not None:
+                    keys.add(found.key)
             else:
                 faults += [Fault(f"{place}/{i}{fault.pointer}", fault.code, fault.detail) for fault in found]
             if len(faults) >= FAULTS_MAX:
                 break
         if faults:
             raise invalid(faults)
-        return prompts, counts_of(prompts)
+        return prompts
 
 
 def _stored_filter(source: SourceIn) -> domain.StoredFilter | None:

@@ -12,7 +12,7 @@ import zstandard
 
 from shared.ids import JobId
 from shared.models import Decision, Prompt, PromptDefaults, StoredCompletion
-from shared.prompts import with_defaults
+from shared.prompts import Texts, with_defaults
 from shared.store import keys
 from shared.store.connection import ask
 
@@ -28,7 +28,7 @@ _PLACES_MAX: Final = 256  # jobs of which this process remembers where their pro
 
 def pack_prompts(prompts: Sequence[Prompt]) -> bytes:
     """A chunk as it is stored: one JSON line per prompt, compressed together (a shared system prompt costs once)."""
-    return pack_lines(_encode.encode_lines(prompts))
+    return pack_lines(prompts.lines() if isinstance(prompts, Texts) else _encode.encode_lines(prompts))
 
 
 def pack_lines(lines: bytes) -> bytes:
