@@ -194,6 +194,9 @@ class CurationIn(Request):
 
 
 class SplitIn(Request):
+    """Shares of the prompts.  Each prompt falls into one by a hash with the seed, and keeps it when the set grows; so
+    the sizes are the shares on average, and by chance where there are few prompts."""
+
     validation: float = Field(0.1, ge=0, lt=1)
     holdout: float = Field(0.2, ge=0, lt=1)
     seed: int = Field(0, ge=0, le=2_147_483_647)
