@@ -16,7 +16,7 @@ from typing import Final, Protocol
 from shared.errors import BadRequest, NotFound, StoreError
 from shared.ids import FileId, TenantId, is_id, new_file_id
 from shared.models import PromptFile
-from shared.prompts import PromptReader
+from shared.prompt_files import PromptReader
 from shared.rules import invalid
 from shared.store import Store
 from shared.store.content import pack_lines

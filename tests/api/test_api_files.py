@@ -35,7 +35,8 @@ from shared.ids import FileId, JobId
 from shared.lifecycle import JobStatus
 from shared.models import Prompt, PromptCounts
 from shared.pricing import prompt_size
-from shared.prompts import FIELDS, KeySet, LineSplitter, PromptReader, chars_of, read_prompt
+from shared.prompt_files import KeySet, LineSplitter, PromptReader
+from shared.prompts import FIELDS, chars_of, read_prompt
 from shared.store import Store
 from shared.store.jobs import Change
 

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from shared.models import Curation, JobSpec, Prompt, PromptDefaults, Split, Student, Teacher
 from shared.pricing import prompt_size
-from shared.prompts import PromptReader, Texts, adds_nothing, bytes_with, counts_of, read_prompt, with_defaults
+from shared.prompt_files import PromptReader
+from shared.prompts import Texts, adds_nothing, bytes_with, counts_of, read_prompt, with_defaults
 from shared.rules import beyond_doubt
 
 RICH: list[Any] = [
