@@ -13,7 +13,8 @@ from typing import Any, Final, Literal, TypeAlias
 
 import msgspec
 
-from api.schemas.jobs import CompletionOut, JobError, UsageOut
+from api.schemas.completions import CompletionOut, UsageOut
+from api.schemas.jobs import JobError
 from shared.curation import Curator, Sample, SplitName, assistant_message
 from shared.errors import BadRequest, Fault, JobNotFinished, NotFound, ProviderError, ValidationFailed
 from shared.exports import Format, formats_of, lines_of, split_of_all

@@ -26,9 +26,11 @@ from api.deps import (
 from api.idempotency import IdempotencyKey, repeatable
 from api.problems import RETRY_AFTER_SECONDS, documented
 from api.schemas.common import Page, page_of
+from api.schemas.completions import CompletionOut
 from api.schemas.datasets import ManifestOut
+from api.schemas.deletions import DeletedJobOut
 from api.schemas.job_requests import EndpointIn, JobCreate, Resume
-from api.schemas.jobs import CompletionOut, DeletedJobOut, EstimateOut, EventOut, JobOut
+from api.schemas.jobs import EstimateOut, EventOut, JobOut
 from api.shortcuts import Accepting, Revalidated, etag_of, no_change
 from api.streaming import Stream, open_event_stream, wants_events
 from api.waiting import WaitSeconds, hold

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal, Self
 
 from api.schemas.common import Response
-from api.schemas.jobs import CurationOut, SourceOut, SplitOut, TeacherOut, spec_fields
+from api.schemas.specs import CurationOut, SourceOut, SplitOut, TeacherOut, spec_fields
 from shared import models as domain
 from shared.exports import FORMATS, formats_of
 

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Final, Literal, Self, get_args
-
-from pydantic import WithJsonSchema
+from typing import Any, Literal, Self
 
 from api.schemas.common import Response, seconds
+from api.schemas.specs import SpecOut, spec_fields
 from api.schemas.training import CheckpointOut
 from shared import models as domain
-from shared.cleanup import Cleanup, Kind
-from shared.curation import Reason, SplitName
 from shared.ids import EventId, JobId
 from shared.models import usd
 from shared.planning import Plan
-from shared.store.purging import Receipt
 
 
 class Progress(Response):
@@ -103,14 +99,6 @@ class JobError(Response):
         )
 
 
-class TeacherOut(Response):
-    provider: str
-    model: str
-    params: dict[str, Any]
-    mode: str
-    samples: int
-
-
 class Steps(Response):
     step: int | None
     total_steps: int | None
@@ -146,108 +134,6 @@ class StudentOut(Response):
     progress: Steps
     checkpoints: list[CheckpointOut]
     error: JobError | None
-
-
-class CurationOut(Response):
-    min_accepted: int
-    dedupe: bool
-    response_schema: dict[str, Any] | None
-    max_output_chars: int | None
-    grader: dict[str, Any] | None
-    min_score: float | None
-
-
-class SplitOut(Response):
-    validation: float
-    holdout: float
-    seed: int
-
-
-class EvaluationOut(Response):
-    graders: list[dict[str, Any]]
-    min_score: float | None
-
-
-class BudgetOut(Response):
-    max_cost_usd: str | None
-    on_limit: str
-
-
-class WebhookOut(Response):
-    url: str
-    events: list[str]
-
-
-class SourceOut(Response):
-    """file_id, job_id: of a job from a file or an earlier job; that itself may be deleted meanwhile.
-    provider, model, metadata: of a job from stored completions.  prompts_total: of those, as many as are read."""
-
-    type: str
-    file_id: str | None
-    job_id: str | None
-    provider: str | None
-    model: str | None
-    metadata: dict[str, str] | None
-    prompts_total: int
-
-
-class SpecOut(Response):
-    """A request with its defaults filled in; of the prompts only their number."""
-
-    name: str | None
-    teacher: TeacherOut
-    system_prompt: str | None
-    source: SourceOut
-    store: bool
-    metadata: dict[str, str]
-    curation: CurationOut
-    split: SplitOut
-    evaluation: EvaluationOut
-    budget: BudgetOut
-    deadline_seconds: int
-    retention_days: int
-    webhook: WebhookOut | None
-
-
-def spec_fields(spec: domain.JobSpec, prompts_total: int) -> dict[str, Any]:
-    hook = spec.webhook
-    limit = spec.budget.max_cost_nano
-    return {
-        "name": spec.name,
-        "teacher": TeacherOut(
-            provider=spec.teacher.provider,
-            model=spec.teacher.model,
-            params=spec.teacher.params,
-            mode=spec.teacher.mode,
-            samples=spec.teacher.samples,
-        ),
-        "system_prompt": spec.system_prompt,
-        "source": SourceOut(
-            type=spec.source,
-            file_id=spec.file_id if spec.source == "file" else None,
-            job_id=spec.source_job_id,
-            provider=spec.stored.provider if spec.stored else None,
-            model=(spec.stored.model or spec.teacher.model) if spec.stored else None,
-            metadata=spec.stored.metadata if spec.stored else None,
-            prompts_total=prompts_total,
-        ),
-        "store": spec.store,
-        "metadata": spec.metadata,
-        "curation": CurationOut(
-            min_accepted=spec.curation.min_accepted,
-            dedupe=spec.curation.dedupe,
-            response_schema=spec.curation.response_schema,
-            max_output_chars=spec.curation.max_output_chars,
-            grader=spec.curation.grader,
-            min_score=spec.curation.min_score,
-        ),
-        "split": SplitOut(validation=spec.split.validation, holdout=spec.split.holdout, seed=spec.split.seed),
-        "evaluation": EvaluationOut(graders=spec.evaluation.graders, min_score=spec.evaluation.min_score),
-        "budget": BudgetOut(max_cost_usd=None if limit is None else usd(limit), on_limit=spec.budget.on_limit),
-        "deadline_seconds": spec.deadline_seconds,
-        "retention_days": spec.retention_days,
-        "webhook": None if hook is None else WebhookOut(url=hook.url, events=hook.events),
-    }
 
 
 class DatasetOut(Response):
@@ -449,139 +335,3 @@ class EventOut(Response):
             data=event.data,
             created_at=event.created_at_ms // 1000,
         )
-
-
-class UsageOut(Response):
-    prompt_tokens: int
-    completion_tokens: int
-    total_tokens: int
-    cached_tokens: int
-    reasoning_tokens: int
-
-
-#: Shown as it is stored: while versions change, a worker may be newer than the API and know a reason that it does not.
-ShownReason = Annotated[str, WithJsonSchema({"type": "string", "enum": list(get_args(Reason))})]
-
-
-class CompletionOut(Response):
-    """output: the model's message as it came; null when there was none.  sample: which of the teacher's answers to the
-    prompt, null for other roles.  score: what curating gave it, or a judge's reply gives; null when there is none.
-    cost_usd: of the call that was paid for it; a `reused` one costs nothing again."""
-
-    id: str
-    object: Literal["distillation.completion"]
-    job_id: str
-    role: str
-    model: str
-    prompt_key: str | None
-    prompt_index: int
-    status: Literal["accepted", "rejected", "failed"]
-    reason: ShownReason | None
-    split: SplitName | None
-    messages: list[dict[str, Any]]
-    output: dict[str, Any] | None
-    finish_reason: str | None
-    sample: int | None
-    score: float | None
-    usage: UsageOut | None
-    cost_usd: str | None
-    latency_seconds: float | None
-    reused: bool
-    provider_completion_id: str | None
-    provider_request_id: str | None
-    error: JobError | None
-    metadata: dict[str, str]
-    created_at: int
-
-
-class DeletedAtProvider(Response):
-    files: int
-    stored_completions: int
-    fine_tuned_models: int
-
-
-class LeftAtProvider(Response):
-    """Ids, to delete it there.  fine_tuning_jobs: no provider deletes the record of one.  stored_completions: some that
-    were stored for this job may be there still.  unlisted_files: likewise, of files whose ids could not be found out;
-    their names begin with `distill-` and the job's id, or a fine-tuning job names them.  unlisted_models: a fine-tuning
-    job that could not be asked may have made more models than are listed."""
-
-    files: list[str]
-    fine_tuning_jobs: list[str]
-    fine_tuned_models: list[str]
-    stored_completions: bool
-    unlisted_files: bool
-    unlisted_models: bool
-
-
-class PurgedOut(Response):
-    """What was removed.  left_at_provider: while `cleaning`, what is still to go; then, what stays there."""
-
-    prompts: int
-    completions: int
-    events: int
-    webhook_deliveries: int
-    deleted_at_provider: DeletedAtProvider
-    left_at_provider: LeftAtProvider
-
-
-class DeletedJobOut(Response):
-    """The receipt: `purging`; `cleaning` once nothing of the job is left here; `purged` once nothing more will be
-    deleted at its providers either.  content_purged_at: when it became `cleaning`.  purged_at: when `purged`."""
-
-    id: str
-    object: Literal["distillation.job.deleted"]
-    deleted: Literal[True]
-    status: Literal["purging", "cleaning", "purged"]
-    deleted_at: int
-    content_purged_at: int | None
-    purged_at: int | None
-    purged: PurgedOut | None
-
-    @classmethod
-    def of(cls, receipt: Receipt) -> Self:
-        found = receipt.purged
-        return cls(
-            id=receipt.job_id,
-            object="distillation.job.deleted",
-            deleted=True,
-            status="purging" if found is None else "purged" if receipt.complete else "cleaning",
-            deleted_at=receipt.deleted_at_ms // 1000,
-            content_purged_at=seconds(receipt.purged_at_ms),
-            purged_at=seconds(receipt.completed_at_ms),
-            purged=None
-            if found is None
-            else PurgedOut(
-                prompts=found.prompts,
-                completions=found.completions,
-                events=found.events,
-                webhook_deliveries=found.deliveries,
-                deleted_at_provider=_deleted(receipt.cleanup),
-                left_at_provider=_left(receipt.cleanup),
-            ),
-        )
-
-
-def _deleted(cleanup: Cleanup | None) -> DeletedAtProvider:
-    deleted = {} if cleanup is None else cleanup.deleted
-    return DeletedAtProvider(
-        files=deleted.get(Kind.FILE, 0) + deleted.get(Kind.BATCH_FILE, 0),
-        stored_completions=deleted.get(Kind.STORED, 0),
-        fine_tuned_models=deleted.get(Kind.MODEL, 0),
-    )
-
-
-_NAMING_FILES: Final = {Kind.FILES, Kind.BATCH_FILES, Kind.BATCHES, Kind.BATCH, Kind.TRAININGS, Kind.TRAINED}
-
-
-def _left(cleanup: Cleanup | None) -> LeftAtProvider:
-    left = [] if cleanup is None else cleanup.left
-    kinds = {remnant.kind for remnant in left}
-    return LeftAtProvider(
-        files=[remnant.id for remnant in left if remnant.kind in {Kind.FILE, Kind.BATCH_FILE}],
-        fine_tuning_jobs=[] if cleanup is None else cleanup.fine_tuning_jobs,
-        fine_tuned_models=[remnant.id for remnant in left if remnant.kind is Kind.MODEL],
-        stored_completions=Kind.STORED in kinds,
-        unlisted_files=bool(kinds & _NAMING_FILES),
-        unlisted_models=bool(kinds & {Kind.TRAININGS, Kind.TRAINED}),
-    )
