@@ -194,7 +194,7 @@ PROBLEMS: Final[Mapping[str, Problem]] = {
         409, "The job is not paused", "Only a paused job can be resumed.", "Look at the job's `status`."
     ),
     "job_not_running": Problem(
-        409, "The job is not running", "Only a running job can be paused.", "Look at the job's `status`."
+        409, "The job is not running", "Only a queued or running job can be paused.", "Look at the job's `status`."
     ),
     "student_not_awaiting": Problem(
         409,

@@ -15,7 +15,7 @@ from msgspec.structs import replace
 from shared.deletion import mark_deleted
 from shared.errors import BadRequest, Conflict, DailySpendExhausted, NotFound, StoreError
 from shared.ids import JobId, TenantId, is_id, new_event_id, new_job_id
-from shared.lifecycle import TERMINAL, JobStatus, PausedReason
+from shared.lifecycle import TERMINAL, JobStatus, PausedReason, Stage
 from shared.models import Budget, Counters, Event, FineTune, Job, Money, StudentEndpoint, usd
 from shared.notices import Notices
 from shared.plan import evaluation_plans
@@ -209,17 +209,23 @@ class Jobs:
         return await self._change(tenant, job_id, decide)
 
     async def pause(self, tenant: TenantId, job_id: str) -> Job:
-        """Start no further calls until resumed; those in flight are kept.  Idempotent."""
+        """Start no further calls until resumed; those in flight are kept.  Idempotent.
+
+        A queued job is held before its first stage, as if a worker had just begun it."""
 
         async def decide(job: Job) -> Change | None:
             if job.status is S.PAUSED:
                 return None
-            if job.status is not S.RUNNING:
-                raise Conflict(f"Only a running job can be paused; this one is {job.status}.", code="job_not_running")
+            if job.status not in {S.QUEUED, S.RUNNING}:
+                raise Conflict(
+                    f"Only a queued or running job can be paused; this one is {job.status}.", code="job_not_running"
+                )
             now_ms = self._now_ms()
+            first = {"stage": Stage.GENERATING} if job.status is S.QUEUED else {}
             return Change(
                 status=S.PAUSED,
-                set={"paused_reason": PausedReason.REQUESTED},
+                only_from=job.status,
+                set={"paused_reason": PausedReason.REQUESTED, **first},
                 events=[_event("The job was paused by its owner.", S.PAUSED, now_ms)],
                 deliveries=await self._notices.of(job, "job.paused", status=S.PAUSED, now_ms=now_ms),
                 due_in_seconds=0.0,
@@ -244,8 +250,16 @@ class Jobs:
                 changed |= {"spec": replace(job.spec, budget=budget), "limit_nano": budget.max_cost_nano}
             elif job.paused_reason is PausedReason.BUDGET and (faults := self._planner.shortage(job)):
                 raise invalid(faults)
-            event = _event("The job was resumed by its owner.", S.RUNNING, self._now_ms())
-            return Change(status=S.RUNNING, set=changed, events=[event], due_in_seconds=0.0)
+            now_ms = self._now_ms()
+            begins = job.started_at_ms is None  # it was paused in the queue
+            told = await self._notices.of(job, "job.running", status=S.RUNNING, now_ms=now_ms) if begins else ()
+            return Change(
+                status=S.RUNNING,
+                set=changed | ({"started_at_ms": now_ms} if begins else {}),
+                events=[_event("The job was resumed by its owner.", S.RUNNING, now_ms)],
+                deliveries=told,
+                due_in_seconds=0.0,
+            )
 
         return await self._change(tenant, job_id, decide)
 

@@ -19,7 +19,7 @@ class JobStatus(StrEnum):
 
 S = JobStatus
 MOVES: Final[Mapping[JobStatus, frozenset[JobStatus]]] = {
-    S.QUEUED: frozenset({S.RUNNING, S.CANCELLED}),
+    S.QUEUED: frozenset({S.RUNNING, S.PAUSED, S.CANCELLED}),
     S.RUNNING: frozenset({S.PAUSED, S.CANCELLING, S.SUCCEEDED, S.FAILED}),
     S.PAUSED: frozenset({S.RUNNING, S.CANCELLING, S.FAILED}),
     S.CANCELLING: frozenset({S.CANCELLED, S.FAILED}),

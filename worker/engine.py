@@ -345,7 +345,14 @@ class Engine:
             fields = {"stage": first, "started_at_ms": _now_ms(), "stage_attempts": 0}
             event = self._status_event(job, JobStatus.RUNNING, first)
             notices = await self._notices.of(job, "job.running", status=JobStatus.RUNNING)
-            change = Change(set=fields, status=JobStatus.RUNNING, events=[event], deliveries=notices, progress=True)
+            change = Change(
+                set=fields,
+                status=JobStatus.RUNNING,
+                only_from=JobStatus.QUEUED,  # its owner may have paused it meanwhile
+                events=[event],
+                deliveries=notices,
+                progress=True,
+            )
             await self._write(job, lease, change)
             return True
         assert job.stage is not None

@@ -241,7 +241,8 @@ async def cancel_job(job_id: str, caller: Writer, services: Wired, response: Res
 
 @router.post("/{job_id}/pause", responses=documented(404, 410, 409))
 async def pause_job(job_id: str, caller: Writer, services: Wired, response: Response) -> JobOut:
-    """Start no further calls until resumed.  Fine-tuning jobs are paused too, where the provider does that."""
+    """Start no further calls until resumed; a queued job is held before its first.  Fine-tuning jobs are paused too,
+    where the provider does that."""
     return _shown(await services.jobs.pause(caller.tenant, job_id), response)
 
 

@@ -59,12 +59,13 @@ class Change:
     """What to write into a job's row, all or nothing.
 
     set: row fields, as `row_fields` names them; None clears one.  status: the target of a move; the life-cycle table
-    decides whether it is allowed from where the job stands.  due_in_seconds: when to look next; None leaves it.
-    add: row fields to add to."""
+    decides whether it is allowed from where the job stands; only_from: where it must stand, and nowhere else.
+    due_in_seconds: when to look next; None leaves it.  add: row fields to add to."""
 
     set: Mapping[str, Any] = field(default_factory=dict)
     add: Mapping[str, int] = field(default_factory=dict)
     status: JobStatus | None = None
+    only_from: JobStatus | None = None
     events: Sequence[Event] = ()
     deliveries: Sequence[Delivery] = ()
     due_in_seconds: float | None = None
@@ -121,7 +122,7 @@ def _sources(job: Job, change: Change, lease: Lease | None) -> list[JobStatus] |
     A worker that lets go has decided on what it saw.  When the owner has cancelled or resumed the job meanwhile, the
     wait it sets would swallow that."""
     if change.status is not None:
-        return sorted(sources(change.status))
+        return sorted(sources(change.status)) if change.only_from is None else [change.only_from]
     return [job.status] if lease is not None and change.release else None
 
 

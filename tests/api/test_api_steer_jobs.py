@@ -144,9 +144,30 @@ async def test_a_job_that_would_pause_for_its_budget_at_once_is_not_resumed_with
 
 async def test_only_what_fits_the_status_is_possible(api: Api):
     path = f"/v1/jobs/{(await api.create())['id']}"
-    for verb, code in (("pause", "job_not_running"), ("resume", "job_not_paused"), ("retry", "job_not_terminal")):
+    for verb, code in (("resume", "job_not_paused"), ("retry", "job_not_terminal")):
         answer = await api.http.post(f"{path}/{verb}")
         assert (answer.status_code, problem_of(answer)["code"]) == (409, code)
+    await api.http.post(f"{path}/cancel")
+    answer = await api.http.post(f"{path}/pause")
+    assert (answer.status_code, problem_of(answer)["code"]) == (409, "job_not_running")
+
+
+async def test_a_job_can_be_held_from_its_first_moment_and_begins_when_it_is_resumed(api: Api):
+    job = await api.create(webhook=HOOK | {"events": ["job.running", "job.paused"]})
+    path = f"/v1/jobs/{job['id']}"
+    held = (await api.http.post(f"{path}/pause")).json()
+    assert (held["status"], held["paused_reason"], held["stage"]) == ("paused", "requested", "generating")
+    assert held["started_at"] is None
+    assert (await api.http.post(f"{path}/pause")).json() == held
+
+    begun = (await api.http.post(f"{path}/resume")).json()
+    assert (begun["status"], begun["paused_reason"], begun["stage"]) == ("running", None, "generating")
+    assert begun["started_at"] >= job["created_at"]
+    told = [delivery.event_type for delivery in await api.store.deliveries.of_job(JobId(job["id"]))]
+    assert sorted(told) == ["job.paused", "job.running"]
+    await api.http.post(f"{path}/pause")
+    again = (await api.http.post(f"{path}/resume")).json()
+    assert again["started_at"] == begun["started_at"]
 
 
 @pytest.mark.parametrize(

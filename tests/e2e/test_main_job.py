@@ -192,3 +192,19 @@ def test_the_same_prompt_twice_in_one_job_is_bought_once(system: System) -> None
     assert job["status"] == "succeeded", job["error"]
     assert system.sandbox.ledger()["per_model"][TEACHER]["completions_billed"] == billed + 40
     assert job["dataset"]["rejected"]["duplicate"] == 40
+
+
+def test_a_job_that_is_held_at_once_buys_nothing_until_it_is_resumed(tmp_path: Path) -> None:
+    with System(tmp_path) as system:
+        job = system.submit(prompts=40)
+        system.client.post(f"/v1/jobs/{job['id']}/pause").raise_for_status()
+        system.start_worker()
+        system.until(lambda: system.client.get("/readyz").status_code == 200, "a worker lives")
+        system.finished(system.submit(prompts=40, first=40)["id"])  # long enough to have begun the other too
+        held = system.job(job["id"])
+        assert (held["status"], held["progress"]["completions_settled"], held["started_at"]) == ("paused", 0, None)
+        assert system.sandbox.ledger()["per_model"][TEACHER]["completions_billed"] == 40, "the other job's alone"
+
+        system.client.post(f"/v1/jobs/{job['id']}/resume").raise_for_status()
+        ended = system.finished(job["id"])
+        assert (ended["status"], ended["error"]) == ("succeeded", None)

@@ -3,7 +3,7 @@
 import asyncio
 
 import pytest
-from builders import loaded
+from builders import a_job, accepted, loaded, prompts
 from doubles import Lab, ScriptedTrainer
 from engines import Killed, an_engine, in_training, let_the_lease_run_out
 
@@ -224,3 +224,32 @@ async def test_a_provider_that_is_away_does_not_fail_a_job_that_waits(store):
 
 async def _away(_):
     raise LOST
+
+
+async def test_a_job_that_its_owner_holds_while_a_worker_takes_it_up_stays_held(store, monkeypatch):
+    job = await accepted(store, a_job(), prompts(4))
+    work = Work(store, job, ScriptedTrainer())
+    endpoints = store.webhooks.all
+
+    async def meanwhile(tenant):  # the worker has read the job as queued, and asks whom to tell that it runs
+        monkeypatch.setattr(store.webhooks, "all", endpoints)
+        await work.pause()
+        return await endpoints(tenant)
+
+    monkeypatch.setattr(store.webhooks, "all", meanwhile)
+    held = await work.look()
+
+    assert (held.status, held.stage, held.started_at_ms) == (S.PAUSED, Stage.GENERATING, None)
+    assert await store.passes.open_passes(limit=9) == []
+    await work.resume()
+    begun = await work.look()
+    assert (begun.status, begun.stage) == (S.RUNNING, Stage.GENERATING)
+    assert len(await store.passes.open_passes(limit=9)) == 1
+
+
+async def test_a_job_held_in_the_queue_is_cancelled_like_any_other(store):
+    job = await accepted(store, a_job(), prompts(4))
+    work = Work(store, job, ScriptedTrainer())
+    await work.pause()
+    await work.jobs.cancel(job.tenant, job.id)
+    assert (await work.look()).status is S.CANCELLED
