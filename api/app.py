@@ -16,6 +16,7 @@ from pydantic import SecretStr
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import Route
 
 from api import openapi, problems
 from api.allowance import Allowances
@@ -202,8 +203,10 @@ async def _framework_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     if error.status_code == status.HTTP_405_METHOD_NOT_ALLOWED:
         # The framework names the methods of the first route with this path only; RFC 9110 asks for all.
-        here = [route for route in openapi.routes(ROUTERS) if route.path_regex.match(request.url.path)]
-        methods = {method for route in here for method in route.methods or ()}
+        known = [*openapi.routes(ROUTERS), *(route for route in request.app.routes if isinstance(route, Route))]
+        methods = {
+            method for route in known if route.path_regex.match(request.url.path) for method in route.methods or ()
+        }
         error.headers = {"Allow": ", ".join(sorted(methods | ({"HEAD"} if "GET" in methods else set())))}
     return problems.render_http(request, error)
 

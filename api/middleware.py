@@ -16,6 +16,7 @@ from shared.ids import new_request_id
 _log: Final = structlog.get_logger()
 #: In a request's state: only the head of the answer is wanted.  Streams look here, and send nothing after it.
 HEAD_ONLY: Final = "head_only"
+_ABSOLUTE: Final = re.compile(r"https?://[^/]*(/.*)?", re.IGNORECASE | re.DOTALL)
 _ACCEPTED_ID: Final = re.compile(rb"[A-Za-z0-9_-]{1,64}")
 
 
@@ -29,6 +30,8 @@ class RequestContext:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        if not scope["path"].startswith("/"):
+            scope = _in_origin_form(scope)
         sent = [value for name, value in scope["headers"] if name == b"x-request-id"]
         accepted = len(sent) == 1 and _ACCEPTED_ID.fullmatch(sent[0])
         request_id = sent[0].decode() if accepted else str(new_request_id())
@@ -63,6 +66,15 @@ class RequestContext:
             finally:
                 took_ms = round((time.perf_counter() - started_at) * 1000, 1)
                 _log.info("request", method=method, route=_route(scope), status=status, took_ms=took_ms)
+
+
+def _in_origin_form(scope: Scope) -> Scope:
+    """`GET http://host/v1/jobs`, as a client of a proxy writes it, asks for /v1/jobs (RFC 9112, 3.2.2)."""
+    found = _ABSOLUTE.fullmatch(scope["path"])
+    if found is None:
+        return scope
+    raw = _ABSOLUTE.fullmatch(scope["raw_path"].decode("latin-1"))
+    return {**scope, "path": found[1] or "/", "raw_path": ((raw and raw[1]) or "/").encode("latin-1")}
 
 
 def _route(scope: Scope) -> str:

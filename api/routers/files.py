@@ -33,7 +33,10 @@ _LINES_SCHEMA: Final = {
 _FORM_SCHEMA: Final = {
     "type": "object",
     "required": ["file"],
-    "properties": {"file": _LINES_SCHEMA | {"format": "binary"}, "purpose": {"type": "string"}},
+    "properties": {
+        "file": _LINES_SCHEMA | {"format": "binary"},
+        "purpose": {"type": "string", "description": "of no effect; OpenAI's SDK insists on it"},
+    },
 }
 _BODY: Final[dict[str, Any]] = {
     "requestBody": {

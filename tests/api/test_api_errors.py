@@ -35,6 +35,7 @@ JSON = {"Content-Type": "application/json"}
         ("GET", "/problems/nonsense", 404, "not_found"),
         ("PUT", "/v1/jobs", 405, "method_not_allowed"),
         ("DELETE", "/healthz", 405, "method_not_allowed"),
+        ("PUT", "/openapi.json", 405, "method_not_allowed"),
         ("GET", "/v1/jobs?stauts=queued", 422, "validation_failed"),
         ("GET", "/v1/jobs?limit=0", 422, "validation_failed"),
         ("GET", "/v1/jobs?limit=101", 422, "validation_failed"),
@@ -53,6 +54,8 @@ async def test_whatever_goes_wrong_is_told_as_a_problem(api: Api, method: str, p
 async def test_a_wrong_method_is_told_every_right_one(api: Api):
     answer = await api.http.put("/v1/jobs")
     assert answer.headers["allow"] == "GET, HEAD, POST"
+    for method in ("PUT", "OPTIONS"):
+        assert (await api.http.request(method, "/openapi.json")).headers["allow"] == "GET, HEAD"
 
 
 async def test_a_misspelt_filter_is_answered_with_the_closest_known_one(api: Api):

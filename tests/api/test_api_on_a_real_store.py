@@ -6,6 +6,7 @@ import json
 import os
 import resource
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -98,6 +99,28 @@ def test_an_accepted_job_survives_the_death_of_the_api_and_sigterm_ends_it_in_or
     assert posted["request_id"].startswith("req_")
     assert "invoice" not in log
     assert ADMIN_KEY not in log
+
+
+@pytest.mark.parametrize(
+    ("request_line", "status", "media_type"),
+    [
+        (b"GET http://elsewhere.example/v1/jobs?limit=1 HTTP/1.1\r\nHost: x", b"200", b"application/json"),
+        (b"GET HTTP://elsewhere.example/healthz HTTP/1.1\r\nHost: x", b"200", b"application/json"),
+        (b"GET http://elsewhere.example HTTP/1.1\r\nHost: x", b"404", b"application/problem+json"),
+        (b"OPTIONS * HTTP/1.1\r\nHost: x", b"404", b"application/problem+json"),
+        (b"GET /v1/jobs HTTP/1.1\r\nX: no host", b"400", b"text/plain"),
+    ],
+)
+def test_a_target_may_be_written_as_for_a_proxy_and_what_is_not_http_is_told_in_plain_text(
+    process: tuple[subprocess.Popen[bytes], str], request_line: bytes, status: bytes, media_type: bytes
+):
+    port = int(process[1].rpartition(":")[2])
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+        authorization = f"Authorization: Bearer {ADMIN_KEY}".encode()
+        connection.sendall(request_line + b"\r\nConnection: close\r\n" + authorization + b"\r\n\r\n")
+        head = connection.makefile("rb").read().partition(b"\r\n\r\n")[0].lower()
+    assert head.split(b" ")[1] == status
+    assert b"content-type: " + media_type in head
 
 
 @pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="only Linux tells of another process's limits")
