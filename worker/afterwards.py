@@ -1,7 +1,8 @@
-"""What becomes of calls that were out when their job ended.
+"""What becomes of what was under way when its job ended.
 
-Their answers are stored and paid as they come.  Those of a worker that vanished never come, and no other takes its
-chunks over: they are counted as lost once its lease has run out."""
+Answers are stored and paid as they come.  Those of a worker that vanished never come, and no other takes its chunks
+over: they are counted as lost once its lease has run out.  What is reserved then is of a training that the provider
+would not cancel, and may be billed as well."""
 
 from __future__ import annotations
 
@@ -13,6 +14,7 @@ from shared.ids import JobId
 from shared.lifecycle import TERMINAL
 from shared.plan import pass_sizes
 from shared.store import Store
+from shared.store.jobs import Change
 from shared.store.passes import PassId
 
 _log: Final = structlog.get_logger()
@@ -43,4 +45,12 @@ class Afterwards:
                 _log.warning("calls_lost_with_their_worker", job_id=job_id, calls=len(lost))
             if seconds is not None:
                 waits.append(seconds)
+        if not waits:
+            await self._let_go(job_id)
         await self._store.due.put("out", job_id, min(waits, default=None))
+
+    async def _let_go(self, job_id: JobId) -> None:
+        """No call is out any more, and none begins: nobody else moves what is reserved."""
+        job = await self._store.jobs.load(job_id)
+        if job is not None and (left := job.money.reserved_nano):
+            await self._store.jobs.change(job, Change(add={"reserved_nano": -left, "unconfirmed_nano": left}))

@@ -5,10 +5,12 @@ from collections import Counter
 
 import pytest
 from builders import a_job, accepted, loaded, prompts
-from doubles import Lab, ScriptedTeacher, an_answer, prices_of_a_nano, pumping, until
-from engines import an_engine, rung
+from doubles import Lab, ScriptedTeacher, ScriptedTrainer, an_answer, prices_of_a_nano, pumping, until
+from engines import an_engine, in_training, rung
 
+from shared.errors import ProviderUnavailable
 from shared.lifecycle import JobStatus
+from shared.models import FineTune
 from shared.store.jobs import Change
 from shared.store.passes import PassId
 from worker.afterwards import Afterwards
@@ -102,6 +104,26 @@ async def test_answers_that_come_after_the_end_of_their_job_are_paid_and_none_is
         await afterwards.look(job.id)
 
     assert await money(store, job) == ((COST * OUT, 0, 0, 0), (0, 0))
+    assert not await due(store, job)
+
+
+async def test_a_training_that_was_not_cancelled_may_be_billed(store, within_a_day):
+    class Deaf(ScriptedTrainer):
+        async def cancel(self, job_id):
+            raise ProviderUnavailable("Down.")
+
+    job = await in_training(store)
+    engine = an_engine(store, Lab(trainer=Deaf()), stage_attempts_max=2)
+    await store.jobs.change(job, Change(add={"reserved_nano": 500}))
+    tune = FineTune(step="submitted", fine_tuning_job_id="ftjob-1", reserved_nano=500)
+    await store.jobs.change(job, Change(set={"fine_tunes": [tune]}, status=S.CANCELLING))
+    assert (await rung(store, engine, job)).status is S.CANCELLED
+    assert await money(store, job) == ((0, 500, 0, 0), (0, 500))
+
+    for _ in range(2):
+        await Afterwards(store, late_seconds=0.05).look(job.id)
+
+    assert await money(store, job) == ((0, 0, 500, 0), (0, 500))
     assert not await due(store, job)
 
 

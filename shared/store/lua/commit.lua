@@ -7,7 +7,8 @@
 --   fence       "" for an owner's request, else the fence the worker holds
 --   sources     statuses from which the change is allowed; null: any
 --   set         row fields to write ("status" among them moves the index entry)
---   add         row fields to add to (whole numbers); spent_nano and reserved_nano count for the tenant too
+--   add         row fields to add to (whole numbers); spent_nano and reserved_nano count for the tenant too, the latter
+--               until the job has ended
 --   day_limit   most nano-dollars the tenant may spend a day; null: any number
 --   events      list of event JSON texts, without sequence
 --   deliveries  list of {key, id, row, log}; log: of the endpoint, absent for a job's own webhook
@@ -24,7 +25,7 @@
 -- Returns {1, version} when done, {0, status} when the status does not allow it, {-1, status} when the fence is stale,
 -- {-2, ""} when there is no such job, {-3, status} when what is to be reserved would exceed the limit of the day.
 local change = cjson.decode(ARGV[2])
-local row = redis.call("HMGET", KEYS[1], "status", "fence", "owner", "commits", "version", "sequence")
+local row = redis.call("HMGET", KEYS[1], "status", "fence", "owner", "commits", "version", "sequence", "let_go_day")
 local status = row[1]
 if not status then return {-2, ""} end
 local commits = row[4] or ""
@@ -42,6 +43,7 @@ local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
 local today = string.format("%d", math.floor(clock[1] / 86400))
 local day = KEYS[8] .. today
 local spends, reserves = tonumber(change.add.spent_nano or 0), tonumber(change.add.reserved_nano or 0)
+if row[7] then reserves = 0 end -- it was let go of when the job ended
 if reserves > 0 and change.day_limit ~= cjson.null then
   local counted = redis.call("HMGET", day, "spent_nano", "unconfirmed_nano")
   local used = (counted[1] or 0) + (counted[2] or 0) + (redis.call("HGET", KEYS[7], "reserved_nano") or 0)
