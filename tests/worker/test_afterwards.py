@@ -142,9 +142,13 @@ async def test_the_answer_of_a_worker_that_was_only_frozen_is_accounted_for_afte
             if "keep_leases" in repr(task.get_coro()):
                 task.cancel()
         await ended(store, job, S.CANCELLED)
-        await asyncio.sleep(0.8)
-        await Afterwards(store, late_seconds=0.05).look(job.id)
-        assert (await money(store, job))[0][3] == 1
+        afterwards = Afterwards(store, late_seconds=0.05)
+
+        async def is_lost():
+            await afterwards.look(job.id)
+            return (await money(store, job))[0][3] == 1
+
+        await until(is_lost)
         thaw.set_result(an_answer("Late"))
 
         async def is_settled():
