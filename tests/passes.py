@@ -10,7 +10,7 @@ from builders import a_beginning, a_job, a_settlement, accepted, an_end_without_
 from shared.lifecycle import JobStatus
 from shared.models import Job
 from shared.store import Store
-from shared.store.passes import Answer, Beginning, PassId, PassState, Settlement, TickResult
+from shared.store.passes import Answer, Beginning, Opening, PassId, PassState, Settlement, TickResult
 
 CHUNK = 4
 
@@ -31,7 +31,7 @@ class Bench:
         await bench.open(smoke=smoke)
         return bench
 
-    async def open(self, *, smoke: int = 0) -> bool:
+    async def open(self, *, smoke: int = 0) -> Opening:
         count = self.job.counters.prompts_total
         return await self.store.passes.open(self.pass_id, prompts=count, chunk_size=CHUNK, smoke=smoke)
 

@@ -17,6 +17,7 @@ from shared.store.content import unpack_completion
 from shared.store.spending import DayLimit
 
 Outcome = Literal["accepted", "rejected", "failed"]
+Opening = Literal["complete", "opened", "open"]
 Answer = Literal["go", "stopped", "unleased", "settled", "smoke", "budget", "day", "paid", "twin"]
 UNLIMITED: Final = ""
 _TURN_MS: Final = 30_000  # so long the same tenants are drawn for, when there are more than a pump takes at once
@@ -112,16 +113,17 @@ class PassStore:
         self._scripts = scripts
         self._day_limit = day_limit
 
-    async def open(self, pass_id: PassId, *, prompts: int, chunk_size: int, smoke: int, for_pumps: bool = True) -> bool:
-        """Let work begin on the pass; whether it is complete already.  smoke: calls before the trial; 0 for none.
-
-        for_pumps: whether pumps may draw from it."""
-        complete = await self._scripts.run(
+    async def open(
+        self, pass_id: PassId, *, prompts: int, chunk_size: int, smoke: int, for_pumps: bool = True
+    ) -> Opening:
+        """Let work begin on the pass.  smoke: calls before the trial; 0 for none.  for_pumps: whether pumps may draw
+        from it; "opened" is a pass that they could not draw from before."""
+        opening: bytes = await self._scripts.run(
             "open_pass",
             [keys.pass_row(pass_id.job_id, pass_id.name), keys.OPEN, keys.job(pass_id.job_id)],
             [str(pass_id), prompts, chunk_size, smoke or UNLIMITED, int(for_pumps)],
         )
-        return bool(complete)
+        return cast("Opening", opening.decode())
 
     async def halt(self, pass_id: PassId, halt: Halt) -> None:
         """Nothing more starts; the engine is called to act on the reason."""

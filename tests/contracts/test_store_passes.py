@@ -246,7 +246,18 @@ async def test_the_job_is_due_at_once_when_its_last_prompt_is_settled(store):
     assert [result.state for result in results] == ["open"] * 5 + ["complete"]
     assert await store.sweep(grace_seconds=60, limit=100) == [f"job:{bench.job.id}"]
     assert await store.passes.open_passes(limit=10) == []
-    assert await bench.open() is True
+    assert await bench.open() == "complete"
+
+
+async def test_only_a_pass_that_pumps_could_not_draw_from_is_told_of_as_opened(store):
+    bench = await Bench.of(store, count=3)
+    assert await bench.open() == "open"
+
+    await store.passes.halt(bench.pass_id, Halt("pause", "budget"))
+    assert [await bench.open(), await bench.open()] == ["opened", "open"]
+
+    await store.passes.close(bench.job.tenant, bench.pass_id)
+    assert [await bench.open(), await bench.open()] == ["opened", "open"]
 
 
 async def opened(store, tenant, count):

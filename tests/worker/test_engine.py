@@ -8,7 +8,16 @@ import pytest
 import structlog
 from builders import accepted, claimed, loaded, prompts
 from doubles import Flaky, Lab, ScriptedTeacher, ScriptedTrainer, pumping, until
-from engines import Killed, a_whole_job, an_engine, in_training, let_the_lease_run_out, rung, through_crashes
+from engines import (
+    Killed,
+    a_whole_job,
+    an_engine,
+    in_training,
+    let_the_lease_run_out,
+    rung,
+    the_settings,
+    through_crashes,
+)
 
 from shared.errors import (
     ProviderAuthFailed,
@@ -18,8 +27,11 @@ from shared.errors import (
     ProviderUnavailable,
 )
 from shared.lifecycle import JobStatus, PausedReason, Stage
+from shared.pricing import Prices
 from shared.store.jobs import Change
 from shared.store.passes import Halt, PassId
+from worker.engine import Engine
+from worker.stages import Tools
 
 pytestmark = pytest.mark.anyio
 S = JobStatus
@@ -76,6 +88,19 @@ async def test_a_job_cancelled_while_a_worker_takes_it_is_left_as_it_is(store):
     assert (found.status, found.stage_attempts, found.version) == (S.CANCELLED, 0, 2)
     assert [line for line in logged if line["log_level"] == "error"] == []
     assert await store.sweep(grace_seconds=60, limit=10) == []
+
+
+async def test_the_pump_is_woken_for_a_pass_that_opens_and_not_for_each_look_at_one(store):
+    job, woken = await accepted(store, a_whole_job(), prompts(40)), []
+    engine = Engine(Tools(store, Lab(), Prices(), the_settings(), lambda: woken.append(job.id)))
+
+    for _ in range(3):
+        await engine.advance(job.id)
+    assert len(woken) == 1
+
+    await store.passes.close(job.tenant, PassId(job.id, "teacher"))
+    await engine.advance(job.id)
+    assert len(woken) == 2
 
 
 @pytest.mark.parametrize(

@@ -51,9 +51,11 @@ async def run_pass(job: Job, plan: PassPlan, tools: Tools, *, prompts: int, tria
         return None
     tried = tools.settings.smoke_completions
     smoke = tried if trial and prompts > tried else 0
-    if await tools.store.passes.open(pass_id, prompts=prompts, chunk_size=job.chunk_size, smoke=smoke):
+    opening = await tools.store.passes.open(pass_id, prompts=prompts, chunk_size=job.chunk_size, smoke=smoke)
+    if opening == "complete":
         return None
-    tools.wake_pump()
+    if opening == "opened":
+        tools.wake_pump()
     moved = state is not None and state.settled > 0
     return Wait(_LOOK_AGAIN_SECONDS, events=await wait_told(job, pass_id, tools.store.passes), progress=moved)
 

@@ -46,7 +46,7 @@ class _Rounds:
         self._events = look.events
 
     async def advance(self) -> Outcome:
-        complete = await self._look.passes.open(
+        opening = await self._look.passes.open(
             self._look.pass_id,
             prompts=self._job.counters.prompts_total,
             chunk_size=self._job.chunk_size,
@@ -67,7 +67,7 @@ class _Rounds:
             return Wait(0.0, events=self._events)  # the owner has stopped the job while calls were begun
         if waits and not self._runs[-1].more:
             return Wait(min(waits), events=self._events)
-        if complete and not waits:
+        if opening == "complete" and not waits:
             return Done(events=self._events)
         return await self._next(waits)
 
