@@ -158,9 +158,7 @@ class Supply:
         """Renew chunks while there are signs of life; a run without any lets its chunks go to another worker."""
         while True:
             await asyncio.sleep(self._leases.seconds / 4)
-            for run in list(self._runs.values()):
-                if run.chunks:
-                    await self._keep(run)
+            await asyncio.gather(*(self._keep(run) for run in self._runs.values() if run.chunks))
 
     async def _keep(self, run: Run) -> None:
         held = list(run.chunks)

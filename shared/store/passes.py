@@ -177,7 +177,7 @@ class PassStore:
 
     async def claim_chunk(self, pass_id: PassId, token: str, *, lease_seconds: float) -> tuple[int, bool] | None:
         """(chunk, taken over from a worker that vanished), or None when nothing is free."""
-        chunk, takeover = await self._scripts.run(
+        chunk, takeover = await self._scripts.run_together(
             "claim_chunk",
             [
                 keys.pass_row(pass_id.job_id, pass_id.name),
@@ -201,7 +201,7 @@ class PassStore:
     async def _renew(
         self, pass_id: PassId, token: str, chunks: Sequence[int], lease: int | str
     ) -> tuple[bool, set[int]]:
-        open_, *held = await self._scripts.run(
+        open_, *held = await self._scripts.run_together(
             "renew_chunks",
             [
                 keys.pass_row(pass_id.job_id, pass_id.name),
@@ -243,7 +243,7 @@ class PassStore:
         for next_ in beginnings:
             entry = keys.ledger(tenant, next_.fingerprint) if next_.fingerprint else ""
             arguments += [next_.chunk, next_.index, next_.call, next_.ceiling_nano, entry]
-        state, settled, accepted, failed, reserved, *answers = await self._scripts.run(
+        state, settled, accepted, failed, reserved, *answers = await self._scripts.run_together(
             "tick",
             [
                 keys.job(job_id),

@@ -260,6 +260,16 @@ async def test_only_a_pass_that_pumps_could_not_draw_from_is_told_of_as_opened(s
     assert [await bench.open(), await bench.open()] == ["opened", "open"]
 
 
+async def test_a_server_that_has_just_started_is_given_the_scripts(store, client):
+    bench = await Bench.of(store, count=6)
+    await bench.claim()
+    await client.script_flush()
+
+    assert await bench.claim() == (1, False)
+    await client.script_flush()
+    assert (await bench.settle(0)).settled == 1
+
+
 async def opened(store, tenant, count):
     """So many open passes of a tenant, the longest open first."""
     made = []

@@ -144,6 +144,20 @@ async def test_a_tenant_with_more_passes_than_a_pump_draws_from_does_not_keep_an
         await until(lambda: len(pump._runs) <= 4)
 
 
+async def test_what_many_passes_ask_of_the_store_at_once_is_one_exchange(store):
+    for number in range(40):
+        await work(store, source=[a_prompt(f"{number} {n}?") for n in range(4)])
+    teacher = ScriptedTeacher(seconds=0.1)
+
+    async with pumping(store, Lab(teacher), in_flight=40, chunk_lease_seconds=60, discover_seconds=60):
+        await until(lambda: len(teacher.asked) > 40)
+        before = (await store._redis.info("stats"))["total_reads_processed"]
+        await until(lambda: len(teacher.asked) == 160)
+        exchanges = (await store._redis.info("stats"))["total_reads_processed"] - before
+
+    assert exchanges < 80, "120 calls were begun, each in a script call of its pass, and as many settled"
+
+
 async def test_what_leaves_the_window_is_drawn_from_again_when_there_is_room(store, monkeypatch):
     """Its chunk goes back at once, so that the pass is whole when its turn comes."""
     monkeypatch.setattr(pump_module, "_PASSES_MAX", 2)
