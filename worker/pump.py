@@ -44,7 +44,7 @@ _PASSES_MAX: Final = 512  # passes one process draws from at once; more wait for
 _JOINS_AT_ONCE: Final = 16  # passes looked up at the same time
 _BLOCKED_SECONDS: Final = 0.25  # before the budget or the trial is asked again
 _TWIN_SECONDS: Final = 0.5  # before the ledger is asked again about a completion that somebody else is buying
-_BATCH_SECONDS: Final = 0.002  # answers arriving within this time share one script call
+_BEAT_SECONDS: Final = 0.004  # what a run has to say between two beats is one script call, all the runs' one exchange
 _STALE_GRANT_SECONDS: Final = 5.0  # a call granted longer ago than this is not made: the process was frozen
 
 
@@ -243,7 +243,7 @@ class Pump:
         """The run's only writer: hands ended and next calls to the store together, again and again until taken."""
         while not (run.stopped and run.idle):
             await run.bell.wait()
-            await asyncio.sleep(_BATCH_SECONDS)
+            await asyncio.sleep(_BEAT_SECONDS - time.monotonic() % _BEAT_SECONDS)
             run.bell.clear()
             while run.settlements or run.beginnings:
                 await self._exchange(run)
