@@ -254,10 +254,23 @@ async def test_only_a_pass_that_pumps_could_not_draw_from_is_told_of_as_opened(s
     assert await bench.open() == "open"
 
     await store.passes.halt(bench.pass_id, Halt("pause", "budget"))
+    await store.passes.clear_halt(bench.pass_id)
     assert [await bench.open(), await bench.open()] == ["opened", "open"]
 
     await store.passes.close(bench.job.tenant, bench.pass_id)
     assert [await bench.open(), await bench.open()] == ["opened", "open"]
+
+
+async def test_a_halt_that_the_engine_has_not_read_outlives_an_opening(store):
+    """The pass was halted after the engine had looked at it, and before it opened it."""
+    bench = await Bench.of(store, count=3)
+    halt = Halt("fail", "smoke_test_failed")
+
+    await store.passes.halt(bench.pass_id, halt)
+
+    assert await bench.open() == "open"
+    assert (await store.passes.state(bench.pass_id)).halt == halt
+    assert await store.passes.open_passes(limit=10) == []
 
 
 async def test_a_server_that_has_just_started_is_given_the_scripts(store, client):
