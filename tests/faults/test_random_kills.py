@@ -42,10 +42,9 @@ def test_kills_cost_at_most_what_was_in_flight(tmp_path: Path, store: bool) -> N
         possibly = job["progress"]["possibly_billed"]
         if store:
             assert teacher == PROMPTS, "what was in flight is found at the provider, not bought again"
-            assert possibly == 0
-        else:
-            assert PROMPTS <= teacher <= PROMPTS + possibly
-            assert possibly <= kills * IN_FLIGHT
+        # A worker may die between reserving a call and making it: no provider can tell that from a lost one.
+        assert PROMPTS <= teacher <= PROMPTS + possibly
+        assert possibly <= kills * IN_FLIGHT
         assert job["cost"]["reserved_usd"] == "0"
         assert ledger["fine_tuning_jobs_created"] == 1
 

@@ -133,7 +133,7 @@ async def test_a_tenant_with_more_passes_than_a_pump_draws_from_does_not_keep_an
     store, monkeypatch
 ):
     monkeypatch.setattr(pump_module, "_PASSES_MAX", 4)
-    teacher, crowd = ScriptedTeacher(seconds=0.02), [await work(store, 100, chunk_size=20) for _ in range(9)]
+    teacher, crowd = ScriptedTeacher(seconds=0.02), [await work(store, 300, chunk_size=20) for _ in range(9)]
 
     async with pumping(store, Lab(teacher), in_flight=8) as (pump, _):
         await until(lambda: len(teacher.asked) > 30)
