@@ -26,7 +26,7 @@ from shared.rules import invalid
 from shared.store import Store
 from shared.store.content import chunked
 from shared.store.idempotency import Once
-from shared.store.jobs import Change, Refused
+from shared.store.jobs import Change, Refused, too_many_active
 from shared.store.passes import PassId
 from shared.store.purging import Receipt
 
@@ -211,9 +211,18 @@ class Jobs:
     async def pause(self, tenant: TenantId, job_id: str) -> Job:
         """Start no further calls until resumed; those in flight are kept.  Idempotent.
 
-        A queued job is held before its first stage, as if a worker had just begun it."""
+        A queued job is held before its first stage, as if a worker had just begun it, and one that would go on by
+        itself the next day waits for its owner from here on."""
 
         async def decide(job: Job) -> Change | None:
+            if job.status is S.PAUSED and job.paused_reason is PausedReason.DAILY_SPEND:
+                return Change(
+                    status=S.PAUSED,
+                    only_from=S.PAUSED,
+                    set={"paused_reason": PausedReason.REQUESTED, "needs_nano": None},
+                    events=[_event("The job was paused by its owner.", S.PAUSED, self._now_ms())],
+                    due_in_seconds=0.0,  # what trains is to be paused, too
+                )
             if job.status is S.PAUSED:
                 return None
             if job.status not in {S.QUEUED, S.RUNNING}:
@@ -236,7 +245,8 @@ class Jobs:
     async def resume(self, tenant: TenantId, job_id: str, budget: Budget | None = None) -> Job:
         """Go on with a paused job, with another budget if one is given.  Idempotent without one.
 
-        Raises ValidationFailed `cost_above_limit`, also without one, when the budget has no room for the next step."""
+        Raises ValidationFailed `cost_above_limit`, also without one, when the budget has no room for the next step, and
+        TooMany."""
 
         async def decide(job: Job) -> Change | None:
             if job.status is S.RUNNING and budget is None:
@@ -255,6 +265,7 @@ class Jobs:
             told = await self._notices.of(job, "job.running", status=S.RUNNING, now_ms=now_ms) if begins else ()
             return Change(
                 status=S.RUNNING,
+                most_active=self._planner.limits.active_jobs_of(tenant),
                 set=changed | ({"started_at_ms": now_ms} if begins else {}),
                 events=[_event("The job was resumed by its owner.", S.RUNNING, now_ms)],
                 deliveries=told,
@@ -348,6 +359,8 @@ class Jobs:
             if not isinstance(written, Refused):
                 self.ring(job.id)
                 return await self.get(tenant, job_id)
+            if written.too_many:
+                raise too_many_active(change.most_active or 0)
         raise StoreError("The job is changing too fast to be steered.  Try again in a moment.")
 
     # --- ringing -----------------------------------------------------------------------------------------------------

@@ -247,6 +247,11 @@ class Planner:
                 message="At temperature 0 the teacher's samples of a prompt are mostly the same: there is little to "
                 "choose from, and few pairs for dpo.",
             )
+        if asked.unused_system_prompt:
+            yield Advice(
+                code="system_prompt_unused",
+                message="Every prompt brings instructions of its own; the job's system prompt is used for none.",
+            )
         if spec.store and not self._providers[spec.teacher.provider].can_store:
             yield Advice(code="store_ignored", message="The teacher's provider does not keep completions.")
         if spec.split.holdout == 0:
@@ -281,6 +286,8 @@ def _asked(
         # No text has more characters than its JSON has bytes.  Which prompts brought their answers is not counted.
         longest_bytes=longest_chars(counts, defaults) if unanswered == every else 0,
         tools=bool(defaults.tools) or counts.toolless < counts.prompts,
+        unused_system_prompt=bool(spec.system_prompt)
+        and not (counts.bare and defaults.system_prompt == spec.system_prompt),
         unreferenced=counts.unreferenced,
         pairable=counts.asked - counts.unpairable,
         faults=faults,

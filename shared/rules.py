@@ -70,8 +70,9 @@ class Asked:
     """What the rules need to know of the prompts as they will be asked, however many there are.
 
     unanswered: answers that the teacher still has to give.  bytes: of the parts of their requests that cost tokens.
-    unreferenced: those without a reference.  pairable: those that may give a pair for dpo, or more; None when that is
-    not known.  longest_bytes: at least those of the longest one that is still to be answered, as far as they are known.
+    unused_system_prompt: no prompt takes the job's.  unreferenced: those without a reference.  pairable: those that may
+    give a pair for dpo, or more; None when that is not known.  longest_bytes: at least those of the longest one that is
+    still to be answered, as far as they are known.
     faults: what is wrong with the prompts themselves."""
 
     total: int
@@ -79,6 +80,7 @@ class Asked:
     bytes: int
     tools: bool
     longest_bytes: int = 0
+    unused_system_prompt: bool = False
     unreferenced: int = 0
     pairable: int | None = None
     faults: Sequence[Fault] = ()

@@ -24,6 +24,7 @@ from shared.models import (
     Student,
     Teacher,
 )
+from shared.rules import Limits
 from shared.store import Store, keys
 from shared.store.content import chunked, pack_completion
 from shared.store.jobs import Change, Lease
@@ -144,3 +145,16 @@ async def loaded(store: Store, job_id: JobId) -> Job:
 
 def now_ms() -> int:
     return time.time_ns() // 1_000_000
+
+
+def some_limits() -> Limits:
+    """What an operator allows."""
+    return Limits(
+        prompts_max=1_000,
+        prompt_max_chars=10_000,
+        chunk_size=10,
+        retention_days_max=365,
+        webhook_allow_http=False,
+        webhook_ports=(443,),
+        webhook_allow_networks=(),
+    )

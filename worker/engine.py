@@ -327,7 +327,12 @@ class Engine:
                 notices = await self._notices.of(job, "job.running", status=JobStatus.RUNNING)
                 goes_on = {"paused_reason": None, "needs_nano": None}
                 change = Change(
-                    set=goes_on, status=JobStatus.RUNNING, events=[event], deliveries=notices, progress=True
+                    set=goes_on,
+                    status=JobStatus.RUNNING,
+                    only_with={"paused_reason": PausedReason.DAILY_SPEND},  # its owner may have paused it meanwhile
+                    events=[event],
+                    deliveries=notices,
+                    progress=True,
                 )
                 await self._write(job, lease, change)
                 return True
@@ -402,6 +407,7 @@ class Engine:
                 message += f"  Resume it with a budget of {usd(money.used_nano + needs)} dollars or more."
         else:
             ends = {"finished_at_ms": now, "expires_at_ms": now + job.spec.retention_days * _DAY_MS}
+            ends |= {"paused_reason": None, "needs_nano": None}
             due = -1
             message = error.message if error else _MESSAGES[status]
         event = self._status_event(job, status, job.stage, message, code=error.code if error else None)

@@ -60,12 +60,15 @@ class Change:
 
     set: row fields, as `row_fields` names them; None clears one.  status: the target of a move; the life-cycle table
     decides whether it is allowed from where the job stands; only_from: where it must stand, and nowhere else.
+    only_with: row fields that must stand so.  most_active: jobs of the tenant that may be queued or running beside it.
     due_in_seconds: when to look next; None leaves it.  add: row fields to add to."""
 
     set: Mapping[str, Any] = field(default_factory=dict)
     add: Mapping[str, int] = field(default_factory=dict)
     status: JobStatus | None = None
     only_from: JobStatus | None = None
+    only_with: Mapping[str, Any] = field(default_factory=dict)
+    most_active: int | None = None
     events: Sequence[Event] = ()
     deliveries: Sequence[Delivery] = ()
     due_in_seconds: float | None = None
@@ -86,11 +89,12 @@ class Glance:
 @dataclass(frozen=True)
 class Refused:
     """A change that was not made.  status: where the job stands now.  stale: the lease is another's by now.
-    spent_out: what it reserves would exceed what the tenant may spend today."""
+    spent_out: what it reserves would exceed what the tenant may spend today.  too_many: of its jobs are active."""
 
     status: JobStatus
     stale: bool
     spent_out: bool = False
+    too_many: bool = False
 
 
 _JSON_FIELDS: Final[Mapping[str, Any]] = {
@@ -219,6 +223,10 @@ def _job_of(job_id: JobId, row: Mapping[bytes, bytes], tallies: _Tallies) -> Job
     )
 
 
+def too_many_active(most: int) -> TooMany:
+    return TooMany(f"At most {most:,} jobs may be queued or running.", code="too_many_active_jobs")
+
+
 class JobStore:
     """The rows of jobs in Redis."""
 
@@ -294,7 +302,7 @@ class JobStore:
         if written == -1:
             raise IdempotencyInProgress("Another request with this idempotency key has just been answered.")
         if written == -2:
-            raise TooMany(f"At most {most_active:,} jobs may be queued or running.", code="too_many_active_jobs")
+            raise too_many_active(most_active or 0)
         if written == -3:
             raise NotFound("There is no such file.")
 
@@ -448,6 +456,8 @@ class JobStore:
             "commit": uuid.uuid4().hex,
             "fence": str(lease.fence) if lease else "",
             "sources": _sources(job, change, lease),
+            "stands": row_fields(change.only_with),
+            "most_active": change.most_active or None,
             "set": row_fields(values),
             "add": {name: str(amount) for name, amount in change.add.items() if amount},
             "events": [_encode(event).decode() for event in change.events],
@@ -479,7 +489,7 @@ class JobStore:
             return int(detail)
         if code == -2:
             raise NotFound("There is no such job.")
-        return Refused(JobStatus(detail.decode()), stale=code == -1, spent_out=code == -3)
+        return Refused(JobStatus(detail.decode()), stale=code == -1, spent_out=code == -3, too_many=code == -4)
 
     async def events(self, job_id: JobId, *, after: int, limit: int) -> list[Event]:
         """Events with a sequence greater than `after`, oldest first."""

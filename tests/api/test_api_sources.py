@@ -56,6 +56,17 @@ async def purged(api: Api, job: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("kind", ["inline", "file"])
+async def test_a_system_prompt_that_no_prompt_takes_is_warned_of(api: Api, kind: str):
+    make = a_job_from_a_file if kind == "file" else Api.create
+    earlier = await make(api, system_prompt="Triage the ticket.")
+
+    again = await api.http.post("/v1/jobs", json=from_job(earlier, system_prompt="Be brief."))
+
+    assert "system_prompt_unused" in [advice["code"] for advice in again.json()["warnings"]]
+    assert "system_prompt_unused" not in [advice["code"] for advice in earlier["warnings"]]
+
+
+@pytest.mark.parametrize("kind", ["inline", "file"])
 async def test_a_job_takes_the_prompts_of_an_earlier_one_as_they_were_asked(api: Api, kind: str):
     said = {"system_prompt": "Triage the ticket."}
     earlier = await (api.create(**said) if kind == "inline" else a_job_from_a_file(api, **said))

@@ -7,11 +7,12 @@ import json
 
 import httpx2
 import pytest
-from api_kit import Api, answer_all, begin, loaded, problem_of
+from api_kit import Api, FakeServer, answer_all, begin, loaded, problem_of, some_settings
 
 from shared.ids import JobId
 from shared.lifecycle import JobStatus, PausedReason
-from shared.store.jobs import Change
+from shared.store import Store
+from shared.store.jobs import Change, Refused
 
 pytestmark = pytest.mark.anyio
 HOOK = {"url": "https://ci.example.com/hooks", "events": ["job.cancelled", "job.paused"]}
@@ -168,6 +169,41 @@ async def test_a_job_can_be_held_from_its_first_moment_and_begins_when_it_is_res
     await api.http.post(f"{path}/pause")
     again = (await api.http.post(f"{path}/resume")).json()
     assert again["started_at"] == begun["started_at"]
+
+
+async def test_a_job_that_waits_for_another_day_is_held_by_its_owner_and_goes_on_no_more_by_itself(api: Api):
+    job = await begin(api, await api.create())
+    of_the_day = {"paused_reason": PausedReason.DAILY_SPEND, "needs_nano": 250_000_000}
+    await api.store.jobs.change(job, Change(status=JobStatus.PAUSED, set=of_the_day))
+    goes_on = Change(
+        status=JobStatus.RUNNING, set={"paused_reason": None}, only_with={"paused_reason": PausedReason.DAILY_SPEND}
+    )
+
+    held = (await api.http.post(f"/v1/jobs/{job.id}/pause")).json()
+
+    assert (held["status"], held["paused_reason"]) == ("paused", "requested")
+    assert f"job:{job.id}" in await api.store.sweep(grace_seconds=1, limit=10), "what trains is to be paused, too"
+    refused = await api.store.jobs.change(job, goes_on)
+    assert refused == Refused(JobStatus.PAUSED, stale=False), "a worker that saw it before the owner did"
+    assert (await api.http.post(f"/v1/jobs/{job.id}/pause")).json() == held
+
+
+async def test_no_more_jobs_are_resumed_than_may_be_active():
+    redis = FakeServer()
+    api = Api(some_settings(active_jobs_max=2), Store(redis, script_headers=False), redis)
+    jobs = []
+    for _ in range(3):
+        jobs.append(await api.create())
+        await api.http.post(f"/v1/jobs/{jobs[-1]['id']}/pause")
+
+    resumed = [await api.http.post(f"/v1/jobs/{job['id']}/resume") for job in jobs]
+
+    assert [answer.status_code for answer in resumed] == [200, 200, 429]
+    assert problem_of(resumed[2])["code"] == "too_many_active_jobs"
+    assert (await loaded(api, jobs[2])).status is JobStatus.PAUSED
+    await api.http.post(f"/v1/jobs/{jobs[0]['id']}/cancel")
+    assert (await loaded(api, jobs[0])).status is JobStatus.CANCELLING
+    assert (await api.http.post(f"/v1/jobs/{jobs[2]['id']}/resume")).status_code == 200
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
+from builders import some_limits
 
 from shared.capabilities import EFFORTS, FAMILIES, PARAMS, family_of, params_faults
 from shared.errors import ValidationFailed
@@ -16,7 +17,7 @@ from shared.models import NANO, Budget, Job, JobSpec, Prompt, Student, Teacher, 
 from shared.notices import deliveries_for
 from shared.planning import Plan, Planner
 from shared.pricing import Prices
-from shared.rules import NAMED_FAULTS, Limits, parse_usd
+from shared.rules import NAMED_FAULTS, parse_usd
 from shared.settings import ProviderSettings
 
 
@@ -35,18 +36,9 @@ def some_prompts(count: int) -> list[Prompt]:
 
 @pytest.fixture
 def planner() -> Planner:
-    limits = Limits(
-        prompts_max=1_000,
-        prompt_max_chars=10_000,
-        chunk_size=10,
-        retention_days_max=365,
-        webhook_allow_http=False,
-        webhook_ports=(443,),
-        webhook_allow_networks=(),
-    )
     openai = ProviderSettings(base_url="https://x/v1", prices="openai")
     # Planning a request with its own prompts does not touch the store.
-    return Planner(None, providers={"openai": openai}, prices=Prices(), limits=limits)  # type: ignore[arg-type]
+    return Planner(None, providers={"openai": openai}, prices=Prices(), limits=some_limits())  # type: ignore[arg-type]
 
 
 def test_a_plan_is_the_same_for_the_same_request(planner: Planner) -> None:

@@ -3,13 +3,15 @@
 import asyncio
 
 import pytest
-from builders import a_job, accepted, loaded, prompts
+from builders import a_job, accepted, loaded, prompts, some_limits
 from doubles import Lab, ScriptedTrainer
 from engines import Killed, an_engine, in_training, let_the_lease_run_out
 
 from shared.errors import ProviderQuotaExhausted, ProviderUnavailable
 from shared.jobs import Jobs
 from shared.lifecycle import JobStatus, PausedReason, Stage
+from shared.planning import Planner
+from shared.pricing import Prices
 from shared.store.jobs import Change
 
 pytestmark = pytest.mark.anyio
@@ -28,7 +30,8 @@ class Work:
     def __init__(self, store, job, trainer, **fields):
         self.store, self.job, self.trainer = store, job, trainer
         self.engine = an_engine(store, Lab(trainer=trainer), **fields)
-        self.jobs = Jobs(store, _NoBell(), None, None)
+        planner = Planner(store, providers={}, prices=Prices(), limits=some_limits())
+        self.jobs = Jobs(store, _NoBell(), planner, None)
 
     async def look(self, times=1):
         for _ in range(times):
@@ -164,6 +167,7 @@ async def test_a_paused_job_that_is_cancelled_or_late_leaves_no_training_behind(
     ended = await work.look()
 
     assert ended.status is (S.CANCELLED if how == "cancelled" else S.FAILED)
+    assert ended.paused_reason is None
     assert trainer.cancelled == ["ftjob-0"]
 
 

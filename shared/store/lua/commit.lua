@@ -6,6 +6,8 @@
 --   commit      unique per change, 32 characters; a change sent twice is made once, also after other changes
 --   fence       "" for an owner's request, else the fence the worker holds
 --   sources     statuses from which the change is allowed; null: any
+--   stands      row fields that must stand so, as text; else it is refused as from a wrong status
+--   most_active  most jobs of the tenant queued or running beside this one; null: any number
 --   set         row fields to write ("status" among them moves the index entry)
 --   add         row fields to add to (whole numbers); spent_nano and reserved_nano count for the tenant too, the latter
 --               until the job has ended
@@ -23,7 +25,8 @@
 --               and when it is new among those made in the last hour
 -- ARGV[3] tenant
 -- Returns {1, version} when done, {0, status} when the status does not allow it, {-1, status} when the fence is stale,
--- {-2, ""} when there is no such job, {-3, status} when what is to be reserved would exceed the limit of the day.
+-- {-2, ""} when there is no such job, {-3, status} when what is to be reserved would exceed the limit of the day,
+-- {-4, status} when too many jobs are active.
 local change = cjson.decode(ARGV[2])
 local row = redis.call("HMGET", KEYS[1], "status", "fence", "owner", "commits", "version", "sequence", "let_go_day")
 local status = row[1]
@@ -37,6 +40,13 @@ if change.sources ~= cjson.null then
     if source == status then allowed = true end
   end
   if not allowed then return {0, status} end
+end
+for field, value in pairs(change.stands) do
+  if redis.call("HGET", KEYS[1], field) ~= value then return {0, status} end
+end
+if change.most_active ~= cjson.null then
+  local active = redis.call("ZCARD", KEYS[5] .. ":queued") + redis.call("ZCARD", KEYS[5] .. ":running")
+  if active >= change.most_active then return {-4, status} end
 end
 local clock = redis.call("TIME")
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
