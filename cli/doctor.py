@@ -11,6 +11,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import quote
 
 import httpx2
 import redis
@@ -103,7 +104,8 @@ def read_settings(
     known = stack.configured(os.environ, Path.cwd())
     added: dict[str, Any] = {}
     if not known.get("DISTILL_REDIS_URL") and not known.get("DISTILL_REDIS_URL_FILE"):
-        added["redis_url"] = running.redis_url if running is not None else f"unix://{data_dir / 'redis.sock'}"
+        imagined = f"unix://{quote(str(data_dir.expanduser().resolve() / 'redis.sock'))}"
+        added["redis_url"] = running.redis_url if running is not None else imagined
     if not known.get("DISTILL_SECRET_KEY") and not known.get("DISTILL_SECRET_KEY_FILE"):
         added["secret_key"] = "checked elsewhere".ljust(32)
     if sandbox or (running is not None and running.sandbox_url is not None):

@@ -13,7 +13,7 @@ from decimal import Decimal
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 from dotenv import dotenv_values
 from pydantic import (
@@ -29,6 +29,7 @@ from pydantic import (
 )
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from redis.connection import parse_url
 
 ENV_PREFIX = "DISTILL_"
 _SIGNING_KEY_BYTES_MIN = 16
@@ -44,9 +45,31 @@ _OWN_FIELDS: Final = frozenset(
 
 
 def _redis_url(url: str) -> str:
+    """What its readers would take for something else: a `/` in a password ends the host, a `#` the address."""
     if not url.startswith(("redis://", "rediss://", "unix://")):
         raise ValueError("must start with redis://, rediss:// or unix://")
+    if not _names_a_store(url):
+        raise ValueError(
+            "must be redis://[user:password@]host[:port][/database] or unix://[user:password@]/path[?db=database] with"
+            " numbers as port and database; such characters as / # ? [ @ % in a password are to be percent-encoded"
+        )
     return url
+
+
+def _names_a_store(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        options = parse_qs(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))
+        by_path = parts.scheme == "unix"
+        host = parts.netloc.rpartition("@")[2]
+        _ = None if by_path else parts.port  # read, so that it is checked
+        parse_url(url)  # type: ignore[no-untyped-call]  # raises ValueError for the client's own options
+    except ValueError:
+        return False
+    path = parts.path.removeprefix("/")
+    databases = options.get("db", []) + ([path] if path and not by_path else [])
+    well_placed = bool(path) and not host if by_path else "@" not in parts.path + parts.query
+    return well_placed and "#" not in url and all(db.isascii() and db.isdecimal() for db in databases)
 
 
 def _http_url(url: str) -> str:

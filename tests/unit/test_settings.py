@@ -139,6 +139,66 @@ WRONG = [
 ]
 
 
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://:Sup3r/Secret@127.0.0.1:6379/0",
+        "redis://:Sup3r#Secret@127.0.0.1:6379/0",
+        "redis://:Sup3r?Secret@127.0.0.1:6379/0",
+        "redis://:Sup3r[Secret@127.0.0.1:6379/0",
+        "redis://:1234/Secret@127.0.0.1:6379/0",  # 1234 is a port, and the rest a database
+        "redis://:1234#Secret@127.0.0.1:6379/0",
+        "redis://:1234?Secret=@127.0.0.1:6379/0",
+        "redis://Sup3r/Secret@127.0.0.1:6379/0",
+        "rediss://127.0.0.1:Secret/0",
+        "redis://127.0.0.1:99999/0",
+        "redis://127.0.0.1/Secret",
+        "redis://127.0.0.1?db=Secret",
+        "redis://127.0.0.1?socket_timeout=Secret",
+        "unix://:Sup3r/Secret@/run/redis.sock",
+        "unix://Secret",
+    ],
+)
+def test_an_address_of_the_store_that_cannot_be_read_is_told_without_any_part_of_it(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DISTILL_REDIS_URL", url)
+    with pytest.raises(WrongSettings, match=r"^DISTILL_REDIS_URL: must be .* percent-encoded$") as refused:
+        load_settings()
+    assert not [part for part in ("Sup3r", "Secret", "1234") if part in str(refused.value)]
+
+
+@pytest.mark.parametrize("command", [["api"], ["worker"], ["cli", "up"], ["cli", "doctor"]])
+def test_no_process_shows_an_address_of_the_store_that_it_cannot_read(
+    command: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DISTILL_REDIS_URL", "redis://:Sup3r/Secret@127.0.0.1:6379/0")
+    environ = os.environ | {"PYTHONPATH": str(ROOT)}
+    ended = subprocess.run(
+        [sys.executable, "-m", *command], env=environ, capture_output=True, text=True, timeout=60, check=False
+    )
+    said = ended.stdout + ended.stderr
+    assert ended.returncode in {1, 2}
+    assert "DISTILL_REDIS_URL: must be" in said
+    assert not [part for part in ("Traceback", "Sup3r", "Secret") if part in said]
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://lab",
+        "redis://:Sup3r%2FSecret%23@127.0.0.1:6379/0",
+        "redis://user:pass@[::1]:6379/15?socket_timeout=3",
+        "rediss://store.internal?db=2",
+        "unix:///run/redis.sock",
+        "unix://:pass@/run/a%23folder/redis.sock?db=1",
+    ],
+)
+def test_an_address_that_names_a_store_is_taken_as_it_is(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DISTILL_REDIS_URL", url)
+    assert load_settings().redis_url == url
+
+
 @pytest.mark.parametrize(("environ", "sentence"), WRONG)
 def test_a_setting_that_cannot_be_used_is_named_in_one_sentence(
     environ: dict[str, str], sentence: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
