@@ -2,7 +2,7 @@
 
 Twice, as the least and the most to plan by.  Least: 5 bytes a token, answers of 16 tokens, one epoch where it is open.
 Most: 3 bytes a token, answers of `max_completion_tokens` but at most 1,024 where that is larger or open, four epochs.
-Prices make money of it (shared/pricing.py)."""
+Prices make money of it (shared/pricing.py).  What a training reserves is more than what it will cost."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from typing import Final
 
 import msgspec
 
-from shared.models import JobSpec, JsonObject, Usage
+from shared.models import JobSpec, JsonObject, Student, Usage
 
 #: What a judge is told besides conversation and answers.
 _JUDGE_PROMPT_TOKENS: Final = 200
+_RESERVED_BYTES_PER_TOKEN: Final = 2
 
 
 class Size(msgspec.Struct, frozen=True):
@@ -27,20 +28,24 @@ class Size(msgspec.Struct, frozen=True):
 
 
 class Assumption(msgspec.Struct, frozen=True):
-    """At one end of the range.  judge_answer: tokens; more than a few when the judge reasons.
+    """At one end of the range.  answer_bytes: of a token of an answer, in the file to train on.  judge_answer:
+    tokens; more than a few when the judge reasons.
 
     others: of the rows that a judge compares, those besides the base's, which alone is sure to differ from its
     reference; and of the examples for dpo, those that are not sure to give a pair."""
 
     bytes_per_token: int
     answer_tokens: int
+    answer_bytes: int
     epochs: int
     judge_answer: int
     others: bool
 
 
-LEAST: Final = Assumption(bytes_per_token=5, answer_tokens=16, epochs=1, judge_answer=8, others=False)
-MOST: Final = Assumption(bytes_per_token=3, answer_tokens=1_024, epochs=4, judge_answer=256, others=True)
+LEAST: Final = Assumption(bytes_per_token=5, answer_tokens=16, answer_bytes=3, epochs=1, judge_answer=8, others=False)
+MOST: Final = Assumption(
+    bytes_per_token=3, answer_tokens=1_024, answer_bytes=5, epochs=4, judge_answer=256, others=True
+)
 
 
 class Calls(msgspec.Struct, frozen=True):
@@ -96,12 +101,39 @@ def _judged(pointer: str, grader: JsonObject, count: float, each: Usage, end: As
 
 def expected_trainings(spec: JobSpec, size: Size, end: Assumption) -> Iterator[Training]:
     each = per_prompt(spec, size, end)
-    train = size.prompts * (1 - spec.split.holdout - spec.split.validation)
     for number, student in enumerate(spec.students):
         n_epochs = student.hyperparameters.get("n_epochs", "auto")
         epochs = n_epochs if isinstance(n_epochs, int) else end.epochs
-        pairs, answers = train, 1
-        if student.method == "dpo":
-            pairs, answers = train if end.others else min(train, spec.curation.min_accepted), 2
-        tokens = int((each.prompt_tokens + answers * each.completion_tokens) * pairs * epochs)
+        examples, answers = _examples(spec, size, student, end)
+        tokens = int((each.prompt_tokens + answers * each.completion_tokens) * examples * epochs)
         yield Training(f"/students/{number}/model", student.provider, student.model, tokens)
+
+
+def reserved_trainings(spec: JobSpec, size: Size, end: Assumption) -> Iterator[Training]:
+    """What `reserved_tokens` will probably say once there is a dataset."""
+    prompt, answer = size.prompt_bytes / max(1, size.prompts), per_prompt(spec, size, end).completion_tokens
+    for number, student in enumerate(spec.students):
+        examples, answers = _examples(spec, size, student, end)
+        train_bytes = int((prompt + answers * answer * end.answer_bytes) * examples)
+        tokens = reserved_tokens(student, train_bytes, examples=int(examples))
+        yield Training(f"/students/{number}/model", student.provider, student.model, tokens)
+
+
+def _examples(spec: JobSpec, size: Size, student: Student, end: Assumption) -> tuple[float, int]:
+    """(examples to train on, answers in each)."""
+    train = size.prompts * (1 - spec.split.holdout - spec.split.validation)
+    if student.method == "dpo":
+        return (train if end.others else min(train, spec.curation.min_accepted)), 2
+    return train, 1
+
+
+def reserved_tokens(student: Student, train_bytes: int, *, examples: int) -> int:
+    """How many tokens a training takes at most, over all epochs, as far as can be known before it.
+
+    train_bytes: of its file.  Two bytes a token are fewer than any language takes; "auto" epochs are what OpenAI's
+    cookbook says they are."""
+    epochs = student.hyperparameters.get("n_epochs", "auto")
+    if not isinstance(epochs, int):
+        examples = max(1, examples)
+        epochs = min(25, 100 // examples) if examples * 3 < 100 else max(1, min(3, 25_000 // examples))
+    return train_bytes // _RESERVED_BYTES_PER_TOKEN * epochs

@@ -263,20 +263,23 @@ def _above_a_day(plan: Plan, limit: int) -> Iterator[Fault]:
 
 def _days_of(plan: Plan, limit: int) -> Iterator[Advice]:
     """limit: as above."""
-    if plan.estimate is None or plan.estimate.high_nano <= limit:
+    estimate = plan.estimate
+    if estimate is None or max(estimate.high_nano, estimate.training_high_nano) <= limit:
         return
-    low, high = plan.estimate.low_nano, plan.estimate.high_nano
-    least, most = max(1, -(-low // limit)), -(-high // limit)
-    days = f"{most}" if least == most else f"{least} to {most}"
-    message = (
-        f"The job may cost {usd(low)} to {usd(high)} dollars and your jobs may spend {usd(limit)} a day: it takes"
-        f" about {days} days (UTC), and is paused with daily_spend in between."
-    )
-    if (least - 1) * _DAY_SECONDS >= plan.spec.deadline_seconds:
-        message += "  Its deadline comes before that."
-    if plan.estimate.training_nano > limit:
-        message += (
-            f"  A training of {usd(plan.estimate.training_nano)} dollars or more is above a whole day's limit and waits"
-            " for your operator."
-        )
+    low, high = estimate.low_nano, estimate.high_nano
+    waits = "the job is paused with daily_spend before it, until your operator allows more or its deadline ends it."
+    message = f"The job may cost {usd(low)} to {usd(high)} dollars and your jobs may spend {usd(limit)} a day"
+    training_low, training_high = usd(estimate.training_low_nano), usd(estimate.training_high_nano)
+    if estimate.training_low_nano > limit:
+        message += f".  A training reserves {training_low} dollars or more, which no day allows: {waits}"
+    else:
+        if high > limit:
+            least, most = max(1, -(-low // limit)), -(-high // limit)
+            days = f"{most}" if least == most else f"{least} to {most}"
+            message += f": it takes about {days} days (UTC), and is paused with daily_spend in between"
+            if (least - 1) * _DAY_SECONDS >= plan.spec.deadline_seconds:
+                message += ".  Its deadline comes before that"
+        message += "."
+        if estimate.training_high_nano > limit:
+            message += f"  A training may reserve up to {training_high} dollars; if no day allows that, {waits}"
     yield Advice(code="daily_spend_short", message=message)

@@ -30,7 +30,7 @@ import msgspec
 from genai_prices.data_snapshot import find_provider_by_id, get_snapshot
 from genai_prices.types import ModelInfo, ModelPrice, TieredPrices
 
-from shared.estimate import LEAST, MOST, Size, expected_calls, expected_trainings
+from shared.estimate import LEAST, MOST, Size, expected_calls, expected_trainings, reserved_trainings
 from shared.models import JobSpec, JsonObject, Prompt, Usage, usd
 
 _encode: Final = msgspec.json.Encoder().encode
@@ -94,12 +94,13 @@ _Bands = tuple[_Band, ...]
 class Estimate:
     """What a whole job may cost.  unpriced: pointers of the models whose calls or training have no known price.
 
-    training_nano: what the dearest of its trainings costs at least."""
+    training_low_nano, training_high_nano: what is reserved for the dearest of its trainings, before it begins."""
 
     low_nano: int
     high_nano: int
     unpriced: tuple[str, ...] = ()
-    training_nano: int = 0
+    training_low_nano: int = 0
+    training_high_nano: int = 0
 
 
 class Prices:
@@ -192,15 +193,16 @@ class Prices:
 
         price_lists: by provider name.  asked: answers that the teacher still has to give."""
         size = Size(prompts, asked, prompt_bytes)
-        totals, unpriced, trainings = [0, 0], [], [0]
+        totals, unpriced, reserved = [0, 0], [], [0, 0]
         for place, end in enumerate((LEAST, MOST)):
             for training in expected_trainings(spec, size, end):
                 cost = self.training_nano(price_lists.get(training.provider), training.model, training.tokens)
                 totals[place] += cost or 0
                 if cost is None:
                     unpriced.append(training.pointer)
-                elif end is LEAST:
-                    trainings.append(cost)
+            for training in reserved_trainings(spec, size, end):
+                cost = self.training_nano(price_lists.get(training.provider), training.model, training.tokens)
+                reserved[place] = max(reserved[place], cost or 0)
             for calls in expected_calls(spec, size, end):
                 each = self.cost_nano(price_lists.get(calls.provider), calls.model, calls.usage)
                 if calls.pointer == "/teacher/model" and spec.teacher.mode == "batch" and each is not None:
@@ -208,7 +210,7 @@ class Prices:
                 totals[place] += int((each or 0) * calls.count)
                 if each is None and calls.count:
                     unpriced.append(calls.pointer)
-        return Estimate(totals[0], totals[1], tuple(dict.fromkeys(unpriced)), max(trainings))
+        return Estimate(totals[0], totals[1], tuple(dict.fromkeys(unpriced)), *reserved)
 
     def _rates(self, price_list: str | None, model: str, tier: str | None, *, at: float | None = None) -> _Bands | None:
         """Bands in order of `over`.  at: unix seconds, else now."""

@@ -393,14 +393,24 @@ class Engine:
         """The job stops running: for good, or until its owner resumes it."""
         error: JobError | None = fields.get("error")
         now = _now_ms()
+        data: dict[str, Any] = {}
         if status is JobStatus.PAUSED:
             ends: dict[str, Any] = {}
             due = self._until_deadline(job)
             if fields["paused_reason"] is PausedReason.DAILY_SPEND or job.stage is Stage.TRAINING:
                 due = min(due, self._settings.poll_max_seconds)
             message = f"The job is paused: {fields['paused_reason']}."
+            limit = self._tools.store.day_limit(job.tenant)
             if needs := fields.get("needs_nano"):
                 message += f"  The next step may cost up to {usd(needs)} dollars."
+                data["needs_usd"] = usd(needs)
+            if needs and limit is not None and fields["paused_reason"] is PausedReason.DAILY_SPEND:
+                data["day_limit_usd"] = usd(limit)
+                if needs > limit:
+                    message += (
+                        f"  Your jobs may spend {usd(limit)} dollars a day, so it goes on only when your operator"
+                        " allows more."
+                    )
             if needs and fields["paused_reason"] is PausedReason.BUDGET:
                 # What this look has spent or reserved itself counts, too.
                 money = (await self._jobs.load(job.id) or job).money
@@ -410,7 +420,9 @@ class Engine:
             ends |= {"paused_reason": None, "needs_nano": None}
             due = -1
             message = error.message if error else _MESSAGES[status]
-        event = self._status_event(job, status, job.stage, message, code=error.code if error else None)
+        if error is not None:
+            data["code"] = error.code
+        event = self._status_event(job, status, job.stage, message, data=data)
         change = Change(
             set={**fields, **ends, "stage_attempts": 0},
             add=add,
@@ -458,7 +470,13 @@ class Engine:
             raise LeaseLost if answer.stale else StatusChanged
 
     def _status_event(
-        self, job: Job, status: JobStatus, stage: Stage | None, message: str | None = None, *, code: str | None = None
+        self,
+        job: Job,
+        status: JobStatus,
+        stage: Stage | None,
+        message: str | None = None,
+        *,
+        data: Mapping[str, Any] = MappingProxyType({}),
     ) -> Event:
         return Event(
             id=new_event_id(),
@@ -467,7 +485,7 @@ class Engine:
             message=message or _MESSAGES[status],
             created_at_ms=_now_ms(),
             stage=stage,
-            data={"status": status, **({"code": code} if code else {})},
+            data={"status": status, **data},
         )
 
     def _until_deadline(self, job: Job) -> float:

@@ -207,23 +207,45 @@ async def test_of_a_file_the_longest_prompt_must_fit_into_a_day(limited: Api):
         assert (await limited.http.post("/v1/jobs", json=request, headers=poor)).status_code == status
 
 
+async def warned(api: Api, tenant: TenantId, **changes: Any) -> str | None:
+    """What an accepted job of the tenant's is told of the limit of the day."""
+    request = a_request(teacher=CAPPED, students=[STUDENT]) | changes
+    answer = await api.http.post("/v1/jobs", json=request, headers=await as_tenant(api, tenant))
+    assert answer.status_code == 202, answer.text
+    return next((w["message"] for w in answer.json()["warnings"] if w["code"] == "daily_spend_short"), None)
+
+
+MANY = {"type": "inline", "prompts": [f"{n} {LONG[:4_000]}" for n in range(300)]}
+
+
 async def test_a_job_that_takes_days_is_accepted_and_says_how_many(limited: Api):
-    poor = await as_tenant(limited, POOR)
-
-    async def warned(**changes: Any) -> str | None:
-        request = a_request(teacher=CAPPED, students=[STUDENT]) | changes
-        answer = await limited.http.post("/v1/jobs", json=request, headers=poor)
-        assert answer.status_code == 202, answer.text
-        return next((w["message"] for w in answer.json()["warnings"] if w["code"] == "daily_spend_short"), None)
-
-    assert await warned() is None
-    many = {"type": "inline", "prompts": [f"{n} {LONG[:4_000]}" for n in range(300)]}
-    message = await warned(source=many, deadline_seconds=86_400)
-    low, high = re.search(r"cost ([\d.]+) to ([\d.]+) dollars and your jobs may spend 0.2 a day", message).groups()
-    assert f"about {math.ceil(float(low) / 0.2)} to {math.ceil(float(high) / 0.2)} days" in message
+    slow = {
+        "teacher": CAPPED | {"model": "o1"},
+        "students": [STUDENT | {"hyperparameters": {"n_epochs": 1}}],
+        "source": MANY,
+    }
+    assert await warned(limited, ACME) is None
+    message = await warned(limited, ACME, **slow, deadline_seconds=86_400)
+    low, high = re.search(r"cost ([\d.]+) to ([\d.]+) dollars and your jobs may spend 2 a day", message).groups()
+    assert f"about {math.ceil(float(low) / 2)} to {math.ceil(float(high) / 2)} days" in message
     assert "Its deadline comes before" in message
-    assert "waits for your operator" in message
-    assert "deadline" not in await warned(source=many, deadline_seconds=2_000_000)
+    assert "operator" not in message
+    assert "deadline" not in await warned(limited, ACME, **slow, deadline_seconds=2_000_000)
+
+
+async def test_a_training_that_no_day_allows_waits_for_a_higher_limit_and_no_days_are_named(limited: Api):
+    message = await warned(limited, POOR, source=MANY)
+    assert re.search(r"A training reserves [\d.]+ dollars or more, which no day allows", message)
+    assert "until your operator allows more or its deadline" in message
+    assert "about" not in message
+
+
+async def test_a_training_that_may_be_more_than_a_day_allows_says_up_to_how_much(limited: Api):
+    some = {"type": "inline", "prompts": [f"{n} {LONG[:1_000]}" for n in range(40)]}
+    message = await warned(limited, POOR, source=some, teacher=TEACHER | {"params": {"max_completion_tokens": 1_000}})
+    reserved = re.search(r"A training may reserve up to ([\d.]+) dollars; if no day allows that", message)
+    assert float(reserved[1]) > 0.2
+    assert "until your operator allows more or its deadline" in message
 
 
 async def test_a_model_without_a_price_is_refused_where_the_day_has_a_limit(limited: Api):

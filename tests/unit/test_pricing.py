@@ -11,7 +11,9 @@ import pytest
 from genai_prices import Usage as PublishedUsage
 from genai_prices import calc_price
 
-from shared.models import Budget, Evaluation, JobSpec, Prompt, Student, Teacher, Usage
+from shared.dataset import example_line
+from shared.estimate import reserved_tokens
+from shared.models import Budget, Evaluation, JobSpec, Prompt, Split, Student, Teacher, Usage
 from shared.pricing import MEDIA_PART_TOKENS, Estimate, Prices, output_limit, prompt_size, request_size
 
 MODELS = ["gpt-4.1-mini", "gpt-4o", "gpt-6.1-sol", "gpt-5.4", "o3", "gpt-5.6-luna", "ft:gpt-4o-2024-08-06:acme::x"]
@@ -178,6 +180,31 @@ def test_an_estimate_is_a_range_and_names_what_it_leaves_out() -> None:
     ceiling = Prices().ceiling_nano("openai", "gpt-6.1-sol", prompt_bytes=100, max_completion_tokens=300)
     assert ceiling is not None
     assert Decimal(answered.high_nano) < Decimal(ceiling * 1_000)
+
+
+@pytest.mark.parametrize("count", [5, 20, 50, 1_000])
+@pytest.mark.parametrize("answer_tokens", [16, 200, 1_024])
+@pytest.mark.parametrize("n_epochs", ["auto", 2])
+def test_what_a_training_will_reserve_lies_in_the_range_that_is_told(
+    count: int, answer_tokens: int, n_epochs: int | str
+) -> None:
+    student = Student(provider="openai", model="gpt-4.1-mini", hyperparameters={"n_epochs": n_epochs})
+    spec = JobSpec(
+        teacher=Teacher(provider="openai", model="gpt-4.1"),
+        students=[student],
+        source="inline",
+        split=Split(holdout=0.0, validation=0.0),
+    )
+    prompts = [Prompt(messages=[{"role": "user", "content": f"Where is invoice {n}?"}]) for n in range(count)]
+    prompt_bytes = sum(map(prompt_size, prompts))
+    estimate = Prices().estimate(spec, {"openai": "openai"}, prompts=count, asked=count, prompt_bytes=prompt_bytes)
+
+    message = {"role": "assistant", "content": "word" * answer_tokens}
+    train_bytes = sum(len(example_line(spec, prompt, message)) for prompt in prompts)
+    tokens = reserved_tokens(student, train_bytes, examples=count)
+    reserved = Prices().training_nano("openai", student.model, tokens)
+    assert reserved is not None
+    assert estimate.training_low_nano <= reserved <= estimate.training_high_nano
 
 
 def test_an_estimate_counts_what_judges_are_asked() -> None:

@@ -12,7 +12,7 @@ from doubles import Lab, ScriptedTeacher, an_answer, prices_of_a_nano, pumping
 from engines import an_engine
 
 from shared.lifecycle import JobStatus, PausedReason, Stage
-from shared.models import Curation, FineTune, Manifest, Split
+from shared.models import Curation, FineTune, Manifest, Split, usd
 from shared.store import Store, keys
 from shared.store.jobs import Change
 from shared.store.spending import day_number
@@ -157,6 +157,21 @@ async def test_training_waits_for_the_next_day_and_is_submitted_once(day, valkey
     await day.rung(job, lambda found: found.fine_tunes[0].step == "ended")
     assert len(day.lab.the_trainer.submitted) == 1
     assert (await day.store.spending.standing(job.tenant)).reserved_nano == 0
+
+
+async def test_a_training_that_no_day_allows_says_that_it_waits_for_a_higher_limit(day):
+    day = day(10_000)
+    job = await accepted(day.store, a_job(spec=a_spec()), prompts(2))
+    manifest = Manifest(
+        sha256="ab" * 32, holdout_sha256="cd" * 32, train=2, validation=0, holdout=0, rejected={}, train_bytes=4_000
+    )
+    await day.store.jobs.change(job, Change(status=S.RUNNING, set={"stage": Stage.TRAINING, "manifest": manifest}))
+
+    needs = (await day.rung(job, paused)).money.needs_nano
+    assert needs > day.limit_nano
+    [told] = [event for event in await day.store.jobs.events(job.id, after=0, limit=100) if "paused" in event.message]
+    assert told.message.endswith("may spend 0.00001 dollars a day, so it goes on only when your operator allows more.")
+    assert told.data == {"status": "paused", "needs_usd": usd(needs), "day_limit_usd": "0.00001"}
 
 
 async def test_two_jobs_of_a_tenant_share_the_day_and_both_end(day, valkey_client, teacher):

@@ -26,6 +26,7 @@ from shared.errors import (
     ProviderTrainingClosed,
     ProviderUnavailable,
 )
+from shared.estimate import reserved_tokens
 from shared.exports import Format, lines_of, split_of_all
 from shared.lifecycle import Stage
 from shared.models import FineTune, JobError
@@ -159,16 +160,11 @@ class Submission(StudentStep):
             return None
 
     def _expected_cost_nano(self) -> int:
-        """What the training will cost at most, as far as can be known before it: 0 when unpriced.
-
-        Two bytes a token are fewer than any language takes; "auto" epochs are what OpenAI's cookbook says they are."""
+        """What the training will cost at most, as far as can be known before it: 0 when unpriced."""
         assert self._job.manifest is not None
-        examples = max(1, self._lines("train"))
-        epochs = self._student.hyperparameters.get("n_epochs", "auto")
-        if not isinstance(epochs, int):
-            epochs = min(25, 100 // examples) if examples * 3 < 100 else max(1, min(3, 25_000 // examples))
         file = self._job.manifest.file("train", self._format)
-        tokens = (file.bytes or 0) // 2 * epochs if file is not None else 0
+        train_bytes = (file.bytes or 0) if file is not None else 0
+        tokens = reserved_tokens(self._student, train_bytes, examples=self._lines("train"))
         return self._tools.prices.training_nano(self._price_list(), self._student.model, tokens) or 0
 
     async def _find_lost(self, tune: FineTune) -> float | None:
