@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from contextlib import AsyncExitStack, suppress
 from typing import Annotated, Any, Final, Literal
 
 from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
+from pydantic import BeforeValidator, Field
+from pydantic_core import PydanticKnownError
 
 from api.content import Filters, completion, completions, dataset_head, dataset_lines, matches
 from api.deps import (
@@ -291,6 +294,20 @@ async def retry_job(
     return await _accepted(new, services, request, caller, wait_seconds)
 
 
+def _as_written(number: Any) -> Any:
+    """One student has one address: `00` and `+0` are none, though they can be read as a number."""
+    if isinstance(number, str) and not re.fullmatch(r"0|[1-9][0-9]*", number):
+        raise PydanticKnownError("int_parsing")
+    return number
+
+
+StudentNumber = Annotated[
+    Annotated[int, Field(ge=0, lt=STUDENTS_MAX)],
+    BeforeValidator(_as_written),
+    Path(description="the student's place in `students`, from 0"),
+]
+
+
 @router.post(
     "/{job_id}/students/{number}/endpoint",
     responses=documented(400, 404, 410, 409, 413, 415),
@@ -298,7 +315,7 @@ async def retry_job(
 )
 async def tell_endpoint(
     job_id: str,
-    number: Annotated[int, Path(ge=0, lt=STUDENTS_MAX, description="the student's place in `students`, from 0")],
+    number: StudentNumber,
     caller: Writer,
     body: Annotated[EndpointIn, json_body(EndpointIn)],
     services: Wired,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -62,8 +63,16 @@ def _auto_or(kind: type[int] | type[float], low: float, high: float) -> Any:
     return Annotated[Any, BeforeValidator(check), WithJsonSchema({"anyOf": [{"const": "auto"}, number]})]
 
 
-Provider = Annotated[str, Field(min_length=1, max_length=64, examples=["openai"])]
-Model = Annotated[str, Field(min_length=1, max_length=200)]
+def _printed(name: str) -> str:
+    """Names go into logs, addresses and headers."""
+    if _CONTROL.search(name):
+        raise broken("invalid_value", "must not have control characters")
+    return name
+
+
+_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+Provider = Annotated[str, Field(min_length=1, max_length=64, examples=["openai"]), AfterValidator(_printed)]
+Model = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_printed)]
 
 
 class TeacherIn(Request):

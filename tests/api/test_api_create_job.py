@@ -122,6 +122,13 @@ REFUSALS: dict[str, tuple[dict[str, Any], str, str | None]] = {
     ),
     "nothing left to train on": (a_request(split={"holdout": 0.5, "validation": 0.5}), "validation_failed", "/split"),
     "an unknown provider": (a_request(teacher=teacher(provider="opanai")), "validation_failed", "/teacher/provider"),
+    "an escape in a teacher": (a_request(teacher=teacher(model="gpt\x1b[2J")), "validation_failed", "/teacher/model"),
+    "a NUL in a student": (a_request(students=[student(model="gpt\0")]), "validation_failed", "/students/0/model"),
+    "a line's end in a provider": (
+        a_request(students=[student(provider="openai\n")]),
+        "validation_failed",
+        "/students/0/provider",
+    ),
     "a student nobody trains": (
         a_request(students=[student(provider="closed")]),
         "provider_training_closed",

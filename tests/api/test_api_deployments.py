@@ -57,6 +57,25 @@ async def test_an_awaiting_student_is_told_where_it_answers(api: Api):
     assert events[0]["data"] == {"student": 0, "provider": "open", "model": "triage-ft"}
 
 
+@pytest.mark.parametrize("number", ["00", "+0", "-0", "%200", "0%20", "0%0A", "1.0", "1_0", "%D9%A0", "99"])
+async def test_a_student_has_one_address(api: Api, number: str):
+    job = await an_awaiting_job(api)
+    refused = problem_of(await tell(api, job, number))
+    assert (refused["status"], refused["code"], refused["param"]) == (422, "validation_failed", "number")
+    assert (await stored(api, job)).endpoints == {}
+    assert (await tell(api, job, "0")).status_code == 200
+
+
+@pytest.mark.parametrize("field", ["model", "base_model", "provider"])
+@pytest.mark.parametrize("sign", ["\0", "\n", "\x1b", "\x7f", "\x85"])
+async def test_a_place_has_no_control_characters(api: Api, field: str, sign: str):
+    refused = problem_of(await tell(api, await an_awaiting_job(api), **{field: f"triage{sign}ft"}))
+    assert (refused["status"], refused["code"]) == (422, "validation_failed")
+    assert refused["errors"] == [
+        {"pointer": f"/{field}", "code": "invalid_value", "detail": "must not have control characters"}
+    ]
+
+
 async def test_the_students_own_provider_is_meant_when_none_is_named(api: Api):
     answer = await tell(api, await an_awaiting_job(api))
 
