@@ -18,9 +18,9 @@ PIP = env -u PIP_TARGET -u PIP_PREFIX -u PIP_ROOT -u PIP_CONSTRAINT -u PIP_BUILD
 help:
 	@echo 'make demo    run the whole distillation of examples/support_tickets.jsonl here, without keys or Docker'
 	@echo 'make up      run the stack and keep it running (see also: $(BIN)/distill --help)'
-	@echo 'make test    all tests, with real workers, a real Valkey and kill -9'
+	@echo 'make test    the tests, with real workers, a real Valkey and kill -9'
 	@echo 'make lint    ruff and mypy'
-	@echo 'make bench   the benchmarks (ARGS=--quick);  make soak   the fault tests, many times over'
+	@echo 'make bench   the benchmarks (ARGS=--quick);  make soak   all fault tests, many times over'
 	@echo 'make lock    resolve the dependencies again;  make clean   remove what was built (never your data)'
 
 demo: $(RUNTIME)
@@ -46,7 +46,7 @@ ROUNDS = 20
 soak: $(DEV)
 	@round=1; while [ $$round -le $(ROUNDS) ]; do \
 		echo "round $$round of $(ROUNDS)"; \
-		$(BIN)/python -m pytest -q tests/faults tests/e2e || exit 1; \
+		$(BIN)/python -m pytest -q -m "soak or not soak" tests/faults tests/e2e || exit 1; \
 		round=$$((round + 1)); \
 	done
 

@@ -229,6 +229,7 @@ def test_a_submission_whose_answer_was_lost_is_found_and_adopted(system: System)
     assert "Batch 0 was found at the provider after a crash, and adopted." in messages(system, job_id)
 
 
+@pytest.mark.soak
 def test_workers_killed_at_every_call_of_a_batch_leave_one_batch(tmp_path: Path) -> None:
     """Each is killed while it waits for the answer to a call that the provider has carried out."""
     calls = [("POST", "/files"), ("POST", "/batches"), ("GET", "/batches/*"), ("GET", "/files/*/content")]

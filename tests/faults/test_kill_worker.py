@@ -12,7 +12,9 @@ from tests.system import System
 STAGES = ["queued", "generating", "training", "evaluating"]
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize(
+    "stage", [pytest.param(name, marks=pytest.mark.soak) if name in {"queued", "training"} else name for name in STAGES]
+)
 def test_a_job_whose_worker_is_killed_is_finished_by_the_next_one(tmp_path: Path, stage: str) -> None:
     with System(tmp_path, settings={"WORKER_MAX_IN_FLIGHT": "8"}, latency_seconds=0.2, training_seconds=2) as system:
         first = system.start_worker()

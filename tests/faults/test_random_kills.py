@@ -16,7 +16,13 @@ PROMPTS = 400
 IN_FLIGHT = 10
 
 
-@pytest.mark.parametrize("store", [False, True], ids=["answers in flight are lost", "answers in flight are recovered"])
+@pytest.mark.parametrize(
+    "store",
+    [
+        pytest.param(False, id="answers in flight are lost"),
+        pytest.param(True, id="answers in flight are recovered", marks=pytest.mark.soak),
+    ],
+)
 def test_kills_cost_at_most_what_was_in_flight(tmp_path: Path, store: bool) -> None:
     chance = random.Random(20261122)
     with System(tmp_path, settings={"WORKER_MAX_IN_FLIGHT": str(IN_FLIGHT)}, latency_seconds=0.25) as system:
