@@ -31,6 +31,7 @@ from worker.loop import WorkerLoop
 from worker.outbound import Outbound
 from worker.providers import Providers
 from worker.pump import Pump, PumpLimits
+from worker.scratch import remove_leftovers
 from worker.stages import Tools
 from worker.sweeper import Sweeper, Work
 from worker.tasks import register
@@ -91,6 +92,8 @@ class Worker:
         signals.worker_ready.connect(self._on_ready)
         signals.worker_shutting_down.connect(self._on_shutting_down)
         self._listen_for_metrics()
+        if leftovers := remove_leftovers():
+            _log.info("uploads_of_killed_workers_removed", folders=leftovers)
         self.loop.start()
         self.loop.run(self._start())
         arguments = ["--quiet", "worker", "--pool=threads", f"--concurrency={_BELL_THREADS}"]

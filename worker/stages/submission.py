@@ -7,7 +7,6 @@ cancelled.  (Measured: docs/decisions/0002.)"""
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -33,6 +32,7 @@ from shared.models import FineTune, JobError
 from shared.plan import teacher_plans
 from shared.ports import TrainingJob, TrainingRequest
 from worker.completions import job_error
+from worker.scratch import scratch_folder
 from worker.stages.student import StudentStep, given_up, metadata, now_ms
 
 LOOK_FOR_LOST_SECONDS: Final = 5.0
@@ -103,8 +103,8 @@ class Submission(StudentStep):
                 with suppress(ProviderError):
                     await self._trainer.delete_file(file_id)
             return found[0]
-        with tempfile.TemporaryDirectory(prefix="distill-") as folder:
-            path = Path(folder) / filename
+        with scratch_folder() as folder:
+            path = folder / filename
             await self._write(path, split)
             try:
                 return await self._trainer.upload(path, filename)

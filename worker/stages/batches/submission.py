@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
-from pathlib import Path
 from typing import Final
 
 import structlog
@@ -21,6 +19,7 @@ from shared.lifecycle import Stage
 from shared.models import JobError, ProviderAnswer
 from shared.ports import Batch
 from worker.completions import job_error
+from worker.scratch import scratch_folder
 from worker.stages.batches.lines import request_line
 from worker.stages.batches.step import BatchStep, now_ms
 
@@ -40,8 +39,8 @@ class Submission(BatchStep):
         filename = f"distill-{self._job.id}-batch-{self._number}.jsonl"
         file_id = await self._batcher.find_file(filename)
         if file_id is None:
-            with tempfile.TemporaryDirectory(prefix="distill-") as folder:
-                path = Path(folder) / filename
+            with scratch_folder() as folder:
+                path = folder / filename
                 with path.open("wb") as lines:
                     async for index, prompt in self._begun():
                         lines.write(request_line(index, self._scribe.body(prompt, index)))
