@@ -10,7 +10,7 @@ from tests.system import STUDENT, System
 
 
 def test_a_student_trained_elsewhere_is_evaluated_where_its_owner_has_deployed_it(tmp_path: Path) -> None:
-    with SandboxProcess(training_seconds=0.5, today="2026-11-22") as elsewhere:
+    with SandboxProcess(training_seconds=0.5, fresh_model_404_seconds=0, today="2026-11-22") as elsewhere:
         azure = {"BASE_URL": elsewhere.base_url, "API_KEY": "sk-azure", "TUNED_MODEL": "deployment"}
         settings = {f"PROVIDERS__AZURE__{name}": value for name, value in azure.items()}
         with System(tmp_path, settings=settings) as system:
