@@ -50,7 +50,7 @@ def _metadata(pairs: dict[str, Any]) -> dict[str, Any]:
     return pairs
 
 
-def _auto_or(kind: type[int] | type[float], low: float, high: float) -> Any:
+def _auto_or(kind: type[int] | type[float], low: float, high: float) -> tuple[BeforeValidator, WithJsonSchema]:
     def check(value: Any) -> Any:
         kinds = (int,) if kind is int else (int, float)
         fits = isinstance(value, kinds) and not isinstance(value, bool) and low <= value <= high
@@ -60,7 +60,13 @@ def _auto_or(kind: type[int] | type[float], low: float, high: float) -> Any:
         raise broken("invalid_value", f'must be "auto" or {noun} from {low:g} to {high:g}')
 
     number = {"type": "integer" if kind is int else "number", "minimum": low, "maximum": high}
-    return Annotated[Any, BeforeValidator(check), WithJsonSchema({"anyOf": [{"const": "auto"}, number]})]
+    return BeforeValidator(check), WithJsonSchema({"anyOf": [{"const": "auto"}, number]})
+
+
+_Epochs = Annotated[Any, *_auto_or(int, 1, 50)]
+_BatchSize = Annotated[Any, *_auto_or(int, 1, 256)]
+_Multiplier = Annotated[Any, *_auto_or(float, 1e-6, 1_000)]
+_Beta = Annotated[Any, *_auto_or(float, 1e-6, 2)]
 
 
 def _printed(name: str) -> str:
@@ -91,11 +97,10 @@ class HyperparametersIn(Request):
 
     model_config = ConfigDict(extra="allow")
 
-    # The types are made by a function, which the type checker cannot follow.
-    n_epochs: _auto_or(int, 1, 50) = "auto"  # type: ignore[valid-type]
-    batch_size: _auto_or(int, 1, 256) = "auto"  # type: ignore[valid-type]
-    learning_rate_multiplier: _auto_or(float, 1e-6, 1_000) = "auto"  # type: ignore[valid-type]
-    beta: _auto_or(float, 1e-6, 2) | None = None  # type: ignore[valid-type]  # of dpo, where the default is auto
+    n_epochs: _Epochs = "auto"
+    batch_size: _BatchSize = "auto"
+    learning_rate_multiplier: _Multiplier = "auto"
+    beta: _Beta | None = None  # of dpo, where the default is auto
 
 
 class WandbIn(Request):
