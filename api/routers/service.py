@@ -8,7 +8,8 @@ from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import HTMLResponse
 
 from api.deps import Caller, Wired, authenticate, known_query_only, requires
-from api.problems import documented, page, problem
+from api.problem_table import page
+from api.problems import documented, problem
 from api.schemas.common import Page, page_of
 from api.schemas.webhooks import WebhookEventType
 from shared.errors import NotFound, StoreError

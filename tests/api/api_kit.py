@@ -19,7 +19,7 @@ import httpx2
 import msgspec
 
 from api.app import create_app
-from api.problems import PROBLEMS
+from api.problem_table import PROBLEMS
 from shared.curation import Curator
 from shared.dataset import Digest, example_line
 from shared.ids import JobId, completion_id

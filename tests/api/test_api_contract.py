@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from api.app import written_contract
-from api.problems import PROBLEMS
+from api.problem_table import PROBLEMS
 
 COMMITTED = Path(__file__).parents[2] / "openapi.json"
 DOCUMENT: dict[str, Any] = json.loads(written_contract())

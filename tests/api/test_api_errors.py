@@ -12,7 +12,7 @@ import pytest
 from api_kit import ADMIN_KEY, Api, FakeServer, a_request, problem_of, some_settings
 
 import api as api_package
-from api import problems
+from api import problem_table
 from api.app import NoAdminKey, create_app
 from shared.errors import DistillError, ProviderError
 from shared.rules import NAMED_FAULTS
@@ -244,7 +244,7 @@ def every_error() -> list[type[DistillError]]:
 
 @pytest.mark.parametrize("kind", every_error(), ids=lambda kind: kind.__name__)
 def test_every_error_of_the_tree_has_a_row(kind: type[DistillError]):
-    row = problems.PROBLEMS[kind.code]
+    row = problem_table.PROBLEMS[kind.code]
     assert row.status is not None or issubclass(kind, ProviderError) or kind.__name__ == "JobFailed"
     assert row.retryable == kind.retryable or kind is ProviderError or row.status is None
 
@@ -258,12 +258,12 @@ def test_every_code_in_the_sources_and_in_the_contract_has_a_row():
         path.read_text(encoding="utf-8") for folder in ("shared", "worker") for path in (REPO / folder).rglob("*.py")
     ]
     advice = set(re.findall(r'Advice\(\s*code="([a-z_]+)"', "".join(sources)))
-    assert named - advice <= set(problems.PROBLEMS)
+    assert named - advice <= set(problem_table.PROBLEMS)
 
 
 async def test_every_type_resolves_to_a_page_that_loads_nothing(api: Api):
     del api.http.headers["authorization"]
-    for code in problems.PROBLEMS:
+    for code in problem_table.PROBLEMS:
         answer = await api.http.get(f"/problems/{code}")
         assert answer.status_code == 200
         assert code in answer.text
@@ -272,5 +272,5 @@ async def test_every_type_resolves_to_a_page_that_loads_nothing(api: Api):
 
 def test_the_page_of_errors_is_written_from_the_table():
     written = (REPO / "docs" / "errors.md").read_text(encoding="utf-8")
-    assert written == problems.as_markdown(), "run: python -m api.problems > docs/errors.md"
-    assert all(f"## `{code}`" in written for code in problems.PROBLEMS)
+    assert written == problem_table.as_markdown(), "run: python -m api.problem_table > docs/errors.md"
+    assert all(f"## `{code}`" in written for code in problem_table.PROBLEMS)
