@@ -94,11 +94,15 @@ def within_a_day() -> None:
 
 
 @pytest.fixture
-def store(client: redis.Redis) -> Store:
-    return Store(client, script_headers=not isinstance(client, fakeredis.FakeAsyncRedis))
+async def store(client: redis.Redis) -> AsyncIterator[Store]:
+    made = Store(client, script_headers=not isinstance(client, fakeredis.FakeAsyncRedis))
+    yield made
+    await made.close()
 
 
 @pytest.fixture
-def real_store(valkey_client: redis.Redis) -> Store:
+async def real_store(valkey_client: redis.Redis) -> AsyncIterator[Store]:
     """The store on the real server alone: for memory limits, and for tests of workers, which need its speed."""
-    return Store(valkey_client)
+    made = Store(valkey_client)
+    yield made
+    await made.close()

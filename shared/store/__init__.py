@@ -44,7 +44,7 @@ class Store:
 
     def __init__(self, client: redis.Redis, *, script_headers: bool = True, day_limit: DayLimit = any_amount) -> None:
         self._redis = client
-        together = Together(client)
+        self._together = together = Together(client)
         scripts = Scripts(client, together, headers=script_headers)
         self._scripts = scripts
         self.day_limit = day_limit
@@ -73,6 +73,7 @@ class Store:
         return cls(connect(url, patient=patient), day_limit=day_limit)
 
     async def close(self) -> None:
+        await self._together.settled()
         await self._redis.aclose()
 
     async def ping(self) -> None:

@@ -36,6 +36,14 @@ class Together:
             loop.call_soon(self._send)
         return answer
 
+    async def settled(self) -> None:
+        """Wait until nothing is under way, though who asked may have gone: at most as long as commands may take.
+
+        An exchange that goes on while its connections are closed would open new ones, which nobody closes."""
+        self._send()
+        while self._sending:
+            await asyncio.wait(self._sending)
+
     def _send(self) -> None:
         self._scheduled = False
         while self._waiting and len(self._sending) < _UNDER_WAY_MAX:

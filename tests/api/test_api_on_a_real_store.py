@@ -39,6 +39,7 @@ async def real(valkey_client: redis.Redis) -> AsyncIterator[Api]:
     made = Api(some_settings(), Store(valkey_client), valkey_client)
     async with made.http:
         yield made
+    await made.store.close()
 
 
 async def test_a_job_is_accepted_read_and_cancelled(real: Api):

@@ -21,9 +21,11 @@ S = JobStatus
 
 
 @pytest.fixture
-def limited(store):
+async def limited(store):
     """The same store, where a tenant may spend 250 nano-dollars a day."""
-    return Store(store._redis, script_headers=store._scripts._headers, day_limit=lambda _: 250)
+    made = Store(store._redis, script_headers=store._scripts._headers, day_limit=lambda _: 250)
+    yield made
+    await made.close()
 
 
 class Buyer(Bench):

@@ -8,6 +8,8 @@ import pytest
 import redis.asyncio as redis
 from redis.exceptions import ConnectionError, ResponseError
 
+from cli import embedded
+from shared.store import Store
 from shared.store.together import Together
 
 pytestmark = pytest.mark.anyio
@@ -40,3 +42,17 @@ async def test_a_server_that_is_away_is_told_to_everybody():
     answers = await asyncio.gather(*(together.ask("HMGET", "a", "b") for _ in range(3)), return_exceptions=True)
     assert [type(answer) for answer in answers] == [ConnectionError] * 3
     await client.aclose()
+
+
+@pytest.mark.parametrize("turns", range(4))
+async def test_a_store_that_closes_leaves_no_connection_although_who_asked_last_has_gone(
+    valkey: embedded.Embedded, valkey_client: redis.Redis, turns: int
+):
+    before = len(await valkey_client.client_list())
+    store = Store.at(valkey.url, patient=True)
+    store._together.ask("HMGET", "a", "b").cancel()
+    for _ in range(turns):  # of the loop: the exchange has not begun, connects, greets
+        await asyncio.sleep(0)
+    await store.close()
+    await asyncio.sleep(0.05)
+    assert len(await valkey_client.client_list()) == before

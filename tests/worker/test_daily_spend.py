@@ -59,8 +59,16 @@ def teacher():
 
 
 @pytest.fixture
-def day(real_store, teacher, tmp_path):
-    return lambda limit_nano: Day(real_store, Lab(teacher, prices="lab"), prices_of_a_nano(tmp_path), limit_nano)
+async def day(real_store, teacher, tmp_path):
+    made = []
+
+    def of(limit_nano):
+        made.append(Day(real_store, Lab(teacher, prices="lab"), prices_of_a_nano(tmp_path), limit_nano))
+        return made[-1]
+
+    yield of
+    for day in made:
+        await day.store.close()
 
 
 def a_whole_job(count=20):
