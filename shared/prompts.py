@@ -25,7 +25,7 @@ KEY_MAX_CHARS: Final = 200
 FAULTS_MAX: Final = 20
 _MEMBERS_MAX: Final = 64  # of one object; a million unknown fields must not become a million errors
 _NAME_MAX_CHARS: Final = 64
-_encode: Final = msgspec.json.Encoder().encode
+_encode_lines: Final = msgspec.json.Encoder().encode_lines
 _TEXT_OPENS: Final = b'{"messages":[{"role":"user","content":'
 _TEXT_CLOSES: Final = b"}]}\n"
 _TEXT_BYTES: Final = prompt_size(Prompt(messages=[{"role": "user", "content": ""}]))
@@ -59,13 +59,17 @@ class Texts(Sequence[Prompt]):
     """Prompts that are texts alone, as most requests send them.  Each is made when it is looked at; to be counted and
     stored none need be, which takes a tenth of the time."""
 
-    def __init__(self, texts: Sequence[str]) -> None:
+    def __init__(self, texts: Sequence[str], encoded: Sequence[bytes]) -> None:
+        """encoded: the texts as JSON, which they are both measured by and stored as."""
         self._texts = texts
+        self._encoded = encoded
 
     @classmethod
     def of(cls, values: Sequence[Any]) -> Texts | None:
         """None where there is anything else."""
-        return cls(values) if set(map(type, values)) == {str} and all(values) else None
+        if set(map(type, values)) != {str} or not all(values):
+            return None
+        return cls(values, _encode_lines(values).split(b"\n")[:-1])  # no line feed is left inside a text that is JSON
 
     def __len__(self) -> int:
         return len(self._texts)
@@ -76,12 +80,12 @@ class Texts(Sequence[Prompt]):
     def __getitem__(self, place: slice) -> Texts: ...
     def __getitem__(self, place: int | slice) -> Prompt | Texts:
         if isinstance(place, slice):
-            return Texts(self._texts[place])
+            return Texts(self._texts[place], self._encoded[place])
         return Prompt(messages=[{"role": "user", "content": self._texts[place]}])
 
     def lines(self) -> bytes:
         """As msgspec encodes the prompts: one JSON line for each."""
-        return _TEXT_OPENS + (_TEXT_CLOSES + _TEXT_OPENS).join(map(_encode, self._texts)) + _TEXT_CLOSES
+        return _TEXT_OPENS + (_TEXT_CLOSES + _TEXT_OPENS).join(self._encoded) + _TEXT_CLOSES
 
     @property
     def counts(self) -> PromptCounts:
@@ -89,7 +93,7 @@ class Texts(Sequence[Prompt]):
         return PromptCounts(
             prompts=total,
             asked=total,
-            bytes=sum(map(len, map(_encode, self._texts))) + total * (_TEXT_BYTES - len('""')),
+            bytes=sum(map(len, self._encoded)) + total * (_TEXT_BYTES - len('""')),
             bare=total,
             toolless=total,
             formatless=total,
