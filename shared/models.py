@@ -19,6 +19,8 @@ STUDENTS_MAX: Final = 8  # of one job
 
 def usd(nano: int) -> str:
     """Nano-dollars as the decimal string the API shows, without trailing zeros: 2_100_000 → "0.0021"."""
+    if nano % NANO == 0:  # of a new job most are nothing
+        return str(nano // NANO)
     text = format(Decimal(nano) / NANO, "f")
     return text.rstrip("0").rstrip(".") if "." in text else text
 

@@ -33,7 +33,7 @@ from api.schemas.completions import CompletionOut
 from api.schemas.datasets import ManifestOut
 from api.schemas.deletions import DeletedJobOut
 from api.schemas.job_requests import EndpointIn, JobCreate, Resume
-from api.schemas.jobs import EstimateOut, EventOut, JobOut
+from api.schemas.jobs import EstimateOut, EventOut, JobOut, job_json
 from api.shortcuts import Accepting, Revalidated, etag_of, no_change
 from api.streaming import Stream, open_event_stream, wants_events
 from api.waiting import WaitSeconds, hold
@@ -72,15 +72,11 @@ def _shown(job: Job, response: Response) -> JobOut:
     return JobOut.of(job)
 
 
-def _first_answer(job: Job) -> bytes:
-    return JobOut.of(job).model_dump_json().encode()
-
-
 async def _accepted(
     job: Job | Kept, services: Services, request: Request, caller: Caller, wait_seconds: int
 ) -> Response:
     """The answer to a new job; for a repeated request the same, byte by byte, unless it asks to be held."""
-    job_id, body = (job.job_id, job.body) if isinstance(job, Kept) else (job.id, _first_answer(job))
+    job_id, body = (job.job_id, job.body) if isinstance(job, Kept) else (job.id, job_json(job))
     headers = {
         "Location": f"/v1/jobs/{job_id}",
         "Retry-After": str(RETRY_AFTER_SECONDS),
@@ -94,7 +90,7 @@ async def _accepted(
         applied = await hold(services, request, caller, job_id, wait_seconds)
     if applied:
         now = await services.jobs.get(caller.tenant, job_id)
-        body, headers = _first_answer(now), headers | applied | {"ETag": etag_of(now.version)}
+        body, headers = job_json(now), headers | applied | {"ETag": etag_of(now.version)}
     return Response(body, 202, headers, "application/json")
 
 
@@ -111,7 +107,7 @@ async def create_job(
     if validate_only:
         plan = await _plan(caller, services, body, request)
         return Response(EstimateOut.of(plan).model_dump_json(), 200, media_type="application/json")
-    async with repeatable(services.store, caller.tenant, "POST /v1/jobs", key, body, _first_answer) as once:
+    async with repeatable(services.store, caller.tenant, "POST /v1/jobs", key, body, job_json) as once:
         if isinstance(once, Kept):
             new: Job | Kept = once
         else:
@@ -286,7 +282,7 @@ async def retry_job(
     """A new job like an ended one.  Answers already paid for are reused."""
     budget = None if body.budget is None else body.budget.to_domain()
     route = f"POST /v1/jobs/{job_id}/retry"
-    async with repeatable(services.store, caller.tenant, route, key, body, _first_answer) as once:
+    async with repeatable(services.store, caller.tenant, route, key, body, job_json) as once:
         if isinstance(once, Kept):
             new: Job | Kept = once
         else:

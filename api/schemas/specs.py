@@ -78,42 +78,43 @@ class SpecOut(Response):
     webhook: WebhookOut | None
 
 
-def spec_fields(spec: domain.JobSpec, prompts_total: int) -> dict[str, Any]:
-    hook = spec.webhook
+def spec_fields(spec: domain.JobSpec, prompts_total: int) -> domain.JsonObject:
+    """What `SpecOut` shows, in its order."""
+    teacher, stored, curation, hook = spec.teacher, spec.stored, spec.curation, spec.webhook
     limit = spec.budget.max_cost_nano
     return {
         "name": spec.name,
-        "teacher": TeacherOut(
-            provider=spec.teacher.provider,
-            model=spec.teacher.model,
-            params=spec.teacher.params,
-            mode=spec.teacher.mode,
-            samples=spec.teacher.samples,
-        ),
+        "teacher": {
+            "provider": teacher.provider,
+            "model": teacher.model,
+            "params": teacher.params,
+            "mode": teacher.mode,
+            "samples": teacher.samples,
+        },
         "system_prompt": spec.system_prompt,
-        "source": SourceOut(
-            type=spec.source,
-            file_id=spec.file_id if spec.source == "file" else None,
-            job_id=spec.source_job_id,
-            provider=spec.stored.provider if spec.stored else None,
-            model=(spec.stored.model or spec.teacher.model) if spec.stored else None,
-            metadata=spec.stored.metadata if spec.stored else None,
-            prompts_total=prompts_total,
-        ),
+        "source": {
+            "type": spec.source,
+            "file_id": spec.file_id if spec.source == "file" else None,
+            "job_id": spec.source_job_id,
+            "provider": stored.provider if stored else None,
+            "model": (stored.model or teacher.model) if stored else None,
+            "metadata": stored.metadata if stored else None,
+            "prompts_total": prompts_total,
+        },
         "store": spec.store,
         "metadata": spec.metadata,
-        "curation": CurationOut(
-            min_accepted=spec.curation.min_accepted,
-            dedupe=spec.curation.dedupe,
-            response_schema=spec.curation.response_schema,
-            max_output_chars=spec.curation.max_output_chars,
-            grader=spec.curation.grader,
-            min_score=spec.curation.min_score,
-        ),
-        "split": SplitOut(validation=spec.split.validation, holdout=spec.split.holdout, seed=spec.split.seed),
-        "evaluation": EvaluationOut(graders=spec.evaluation.graders, min_score=spec.evaluation.min_score),
-        "budget": BudgetOut(max_cost_usd=None if limit is None else usd(limit), on_limit=spec.budget.on_limit),
+        "curation": {
+            "min_accepted": curation.min_accepted,
+            "dedupe": curation.dedupe,
+            "response_schema": curation.response_schema,
+            "max_output_chars": curation.max_output_chars,
+            "grader": curation.grader,
+            "min_score": curation.min_score,
+        },
+        "split": {"validation": spec.split.validation, "holdout": spec.split.holdout, "seed": spec.split.seed},
+        "evaluation": {"graders": spec.evaluation.graders, "min_score": spec.evaluation.min_score},
+        "budget": {"max_cost_usd": None if limit is None else usd(limit), "on_limit": spec.budget.on_limit},
         "deadline_seconds": spec.deadline_seconds,
         "retention_days": spec.retention_days,
-        "webhook": None if hook is None else WebhookOut(url=hook.url, events=hook.events),
+        "webhook": None if hook is None else {"url": hook.url, "events": hook.events},
     }
