@@ -13,7 +13,7 @@ from decimal import Decimal
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, parse_qsl, urlencode, urlsplit
 
 from dotenv import dotenv_values
 from pydantic import (
@@ -44,6 +44,14 @@ _OWN_FIELDS: Final = frozenset(
 )
 
 
+_STORE_OPTIONS: Final = {  # what both redis-py and Celery's transport understand, by the address's scheme
+    "redis": frozenset({"db"}),
+    "rediss": frozenset({"db", "ssl_cert_reqs", "ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "ssl_check_hostname"}),
+    "unix": frozenset({"db"}),
+}
+_CERT_REQS: Final = ("required", "optional", "none")
+
+
 def _redis_url(url: str) -> str:
     """What its readers would take for something else: a `/` in a password ends the host, a `#` the address."""
     if not url.startswith(("redis://", "rediss://", "unix://")):
@@ -53,6 +61,12 @@ def _redis_url(url: str) -> str:
             "must be redis://[user:password@]host[:port][/database] or unix://[user:password@]/path[?db=database] with"
             " numbers as port and database; such characters as / # ? [ @ % in a password are to be percent-encoded"
         )
+    parts = urlsplit(url)
+    options, known = dict(parse_qsl(parts.query)), _STORE_OPTIONS[parts.scheme]
+    if not options.keys() <= known:
+        raise ValueError(f"takes no option after the ? but {', '.join(sorted(known))}")
+    if options.get("ssl_cert_reqs", "required") not in _CERT_REQS:
+        raise ValueError(f"must have one of {', '.join(_CERT_REQS)} as ssl_cert_reqs")
     return url
 
 
@@ -458,12 +472,16 @@ class Settings(BaseSettings):
 
     @property
     def broker_url(self) -> str:
-        """The store's address in Celery's spelling."""
-        if self.redis_url.startswith("unix://"):
-            path, _, query = self.redis_url.removeprefix("unix://").partition("?")
-            database = query.partition("db=")[2] or "0"
-            return f"redis+socket://{path}?virtual_host={database}"
-        return self.redis_url
+        """The store's address in Celery's spelling: it would not look at a server's certificate unless told to."""
+        parts = urlsplit(self.redis_url)
+        options = dict(parse_qsl(parts.query))
+        database = options.pop("db", None)
+        if parts.scheme == "unix":
+            return f"redis+socket://{parts.netloc}{parts.path}?virtual_host={database or 0}"
+        if parts.scheme == "rediss":
+            options = {"ssl_cert_reqs": "required"} | options
+        path = parts.path if database is None else f"/{database}"
+        return parts._replace(path=path, query=urlencode(options)).geturl()
 
     @property
     def secret(self) -> bytes:

@@ -154,7 +154,7 @@ WRONG = [
         "redis://127.0.0.1:99999/0",
         "redis://127.0.0.1/Secret",
         "redis://127.0.0.1?db=Secret",
-        "redis://127.0.0.1?socket_timeout=Secret",
+        "redis://127.0.0.1?db=",
         "unix://:Sup3r/Secret@/run/redis.sock",
         "unix://Secret",
     ],
@@ -166,6 +166,48 @@ def test_an_address_of_the_store_that_cannot_be_read_is_told_without_any_part_of
     with pytest.raises(WrongSettings, match=r"^DISTILL_REDIS_URL: must be .* percent-encoded$") as refused:
         load_settings()
     assert not [part for part in ("Sup3r", "Secret", "1234") if part in str(refused.value)]
+
+
+@pytest.mark.parametrize(
+    ("url", "complaint"),
+    [
+        ("redis://127.0.0.1?foo=Secret", "takes no option after the [?] but db$"),
+        ("redis://127.0.0.1?socket_timeout=3", "takes no option after the [?] but db$"),
+        ("redis://127.0.0.1?decode_responses=True", "takes no option after the [?] but db$"),
+        ("redis://127.0.0.1?ssl_cert_reqs=none", "takes no option after the [?] but db$"),
+        (
+            "rediss://127.0.0.1?ssl=Secret",
+            "but db, ssl_ca_certs, .*, ssl_check_hostname, ssl_keyfile$",
+        ),
+        ("rediss://127.0.0.1?ssl_cert_reqs=Secret", "must have one of required, optional, none as ssl_cert_reqs$"),
+        ("unix:///run/redis.sock?timeout=3", "takes no option after the [?] but db$"),
+    ],
+)
+def test_options_of_the_store_are_those_that_both_of_its_clients_understand(
+    url: str, complaint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DISTILL_REDIS_URL", url)
+    with pytest.raises(WrongSettings, match=f"^DISTILL_REDIS_URL: .*{complaint}") as refused:
+        load_settings()
+    assert "Secret" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "spelt"),
+    [
+        ("redis://user:p%2Fss@lab:7000/3", "redis://user:p%2Fss@lab:7000/3"),
+        ("redis://lab?db=3", "redis://lab/3"),
+        ("rediss://:pass@lab/3", "rediss://:pass@lab/3?ssl_cert_reqs=required"),
+        ("rediss://lab?db=2&ssl_cert_reqs=none", "rediss://lab/2?ssl_cert_reqs=none"),
+        ("unix:///run/redis.sock", "redis+socket:///run/redis.sock?virtual_host=0"),
+        ("unix://:pass@/run/redis.sock?db=4", "redis+socket://:pass@/run/redis.sock?virtual_host=4"),
+    ],
+)
+def test_celery_reaches_the_same_database_and_looks_at_the_same_certificate(
+    url: str, spelt: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DISTILL_REDIS_URL", url)
+    assert load_settings().broker_url == spelt
 
 
 @pytest.mark.parametrize("command", [["api"], ["worker"], ["cli", "up"], ["cli", "doctor"]])
@@ -188,7 +230,7 @@ def test_no_process_shows_an_address_of_the_store_that_it_cannot_read(
     [
         "redis://lab",
         "redis://:Sup3r%2FSecret%23@127.0.0.1:6379/0",
-        "redis://user:pass@[::1]:6379/15?socket_timeout=3",
+        "redis://user:pass@[::1]:6379/15",
         "rediss://store.internal?db=2",
         "unix:///run/redis.sock",
         "unix://:pass@/run/a%23folder/redis.sock?db=1",
@@ -244,6 +286,7 @@ def test_a_process_that_cannot_listen_says_why_and_ends(
     module: str, setting: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DISTILL_ADMIN_KEY", "dk_0123456789abcdefghij")
+    monkeypatch.setenv("DISTILL_API_PORT", "0")  # whatever else runs here
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         monkeypatch.setenv(f"DISTILL_{setting}", str(port))
