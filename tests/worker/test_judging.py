@@ -61,7 +61,7 @@ async def test_a_judge_is_asked_once_all_have_answered_and_its_rows_stand_in_the
     async with pumping(store, lab):
         ended = await rung(store, an_engine(store, lab), job)
 
-    assert ended.status is S.SUCCEEDED
+    assert ended.status is S.SUCCEEDED, ended.error
     rows = {row["role"]: row for row in (await store.jobs.results(job.id))["rows"] if row["grader"] == "score_model"}
     assert (rows["base"]["score"], rows["student"]["score"]) == (0.1, 0.9)
     assert rows["teacher"]["by_definition"]
@@ -105,7 +105,7 @@ async def test_a_judge_that_cannot_be_asked_leaves_the_other_rows_and_says_so(st
     async with pumping(store, lab):
         ended = await rung(store, an_engine(store, lab), job)
 
-    assert ended.status is S.SUCCEEDED
+    assert ended.status is S.SUCCEEDED, ended.error
     rows = (await store.jobs.results(job.id))["rows"]
     judged = {row["role"]: row for row in rows if row["grader"] == "score_model"}
     assert judged["student"]["score"] is None
@@ -127,7 +127,7 @@ async def test_a_judge_that_gives_no_score_is_asked_no_further_than_its_trial_an
     async with pumping(store, lab, smoke_completions=4):
         ended = await rung(store, an_engine(store, lab, smoke_completions=4), job, times=500)
 
-    assert ended.status is S.SUCCEEDED
+    assert ended.status is S.SUCCEEDED, ended.error
     assert len([text for text in lab.the_teacher.asked if is_judging(text)]) == 4
     rows = {(row["grader"], row["role"]): row for row in (await store.jobs.results(job.id))["rows"]}
     assert not rows["score_model", "student"]["complete"]
@@ -135,6 +135,25 @@ async def test_a_judge_that_gives_no_score_is_asked_no_further_than_its_trial_an
     [told] = [event for event in await store.jobs.events(job.id, after=0, limit=99) if event.level == "warn"]
     assert told.data == {"grader": 1, "code": "smoke_test_failed"}
     assert f"Only 0 of the judge's first 4 replies can be used ({reason}: 4)" in told.message
+
+
+async def test_a_trial_that_fails_while_the_stage_looks_at_it_ends_no_job(store, monkeypatch):
+    lab = Lab(a_class(lambda _: "I cannot say."))
+    job = await accepted(store, a_judged_job(), prompts(40))
+    read, seen = store.passes.state, [None, None]
+
+    async def late(pass_id):
+        """The judge's pass as it was two looks ago: a halt comes to light in the middle of the stage."""
+        if not pass_id.name.startswith("judge"):
+            return await read(pass_id)
+        seen.append(await read(pass_id))
+        return seen[-3]
+
+    monkeypatch.setattr(store.passes, "state", late)
+    async with pumping(store, lab, smoke_completions=4):
+        ended = await rung(store, an_engine(store, lab, smoke_completions=4), job, times=500)
+
+    assert ended.status is S.SUCCEEDED, ended.error
 
 
 async def test_a_judge_that_passes_its_trial_is_asked_about_all(store):
@@ -166,7 +185,7 @@ async def test_a_budget_that_ends_in_the_judges_pass_pauses_and_resuming_asks_on
         await store.jobs.change(paused, Change(status=S.RUNNING, set=more, due_in_seconds=0))
         ended = await rung(store, engine, job, times=500)
 
-    assert ended.status is S.SUCCEEDED
+    assert ended.status is S.SUCCEEDED, ended.error
     judged = [text for text in lab.the_teacher.asked if is_judging(text)]
     assert len(judged) == len(set(judged)) == 2 * 2 * ended.manifest.holdout
 

@@ -57,11 +57,10 @@ async def evaluate(job: Job, tools: Tools, save: Save) -> Outcome:
         if asked is None:
             answered = answered or await _answered(job, tools)
             asked = await _write_questions(job, plan, answered, tools)
-        elif (halt := await _given_up(job, plan, tools)) is not None:
-            given_up.append(_told(job, plan, halt))
-            continue
         outcome = await run_pass(job, plan, tools, prompts=asked, trial=True)
-        if isinstance(outcome, Wait):
+        if isinstance(outcome, Fail) and (halt := await _given_up(job, plan, tools)) is not None:
+            given_up.append(_told(job, plan, halt))
+        elif isinstance(outcome, Wait):
             pending.append(outcome)
         elif outcome is not None:
             return outcome
