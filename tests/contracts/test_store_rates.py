@@ -1,6 +1,7 @@
 """The rate that workers share, on both servers."""
 
 import asyncio
+import time
 
 import pytest
 
@@ -24,9 +25,11 @@ async def test_without_a_known_limit_every_call_is_permitted(store):
 
 
 async def test_workers_together_get_no_more_than_the_limit(store):
+    began = time.monotonic()
     granted = await asyncio.gather(*(permit(store, calls=30, rpm=1200) for _ in range(10)))
+    took = time.monotonic() - began
 
-    assert 20 <= sum(calls for calls, _ in granted) <= 26
+    assert 20 <= sum(calls for calls, _ in granted) <= 20 + 20 * took + 1
 
 
 async def test_tokens_are_limited_too(store):
