@@ -319,9 +319,9 @@ def list_keys(
         _print_json(found)
         return
     for key in found:
-        typer.echo(
-            f"{key['id']}  {key['tenant']}  …{key['hint']}  {','.join(key['scopes'])}  {key['name'] or ''}".rstrip()
-        )
+        held = f"  at {','.join(key['providers'])} alone" if key["providers"] else ""
+        scopes = ",".join(key["scopes"])
+        typer.echo(f"{key['id']}  {key['tenant']}  …{key['hint']}  {scopes}{held}  {key['name'] or ''}".rstrip())
 
 
 @keys_app.command("revoke")

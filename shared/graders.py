@@ -22,7 +22,7 @@ import msgspec
 
 from shared.capabilities import PARAMS
 from shared.errors import Fault, ValidationFailed, sentence
-from shared.models import JsonObject
+from shared.models import CONTROL, JsonObject
 
 Operation: TypeAlias = Literal["eq", "ne", "like", "ilike"]
 Metric: TypeAlias = Literal["fuzzy_match", "bleu", "rouge_1", "rouge_2", "rouge_3", "rouge_4", "rouge_5", "rouge_l"]
@@ -261,6 +261,11 @@ def _text(longest: int) -> Check:
     return lambda value: None if isinstance(value, str) and 0 < len(value) <= longest else detail
 
 
+def _printed(longest: int) -> Check:
+    detail = f"must be a text of 1 to {longest:,} characters, none of them a control character"
+    return lambda value: None if _text(longest)(value) is None and not CONTROL.search(value) else detail
+
+
 def _field_names(value: Any) -> str | None:
     names = isinstance(value, list) and value and all(isinstance(name, str) for name in value)
     return None if names and len(set(value)) == len(value) else "must be a list of different field names"
@@ -295,15 +300,15 @@ KINDS: Final[Mapping[str, _Kind]] = {
     "score_model": _Kind(
         ScoreModel,
         {
-            "provider": _text(LONGEST_NAME),
-            "model": _text(256),
+            "provider": _printed(LONGEST_NAME),
+            "model": _printed(200),
             "prompt": _text(LONGEST_CRITERION),
             "sampling_params": _sampling,
         },
         required=frozenset({"provider", "model"}),
     ),
 }
-COMMON: Final[Mapping[str, Check]] = {"type": _one_of(KINDS), "name": _text(LONGEST_NAME)}
+COMMON: Final[Mapping[str, Check]] = {"type": _one_of(KINDS), "name": _printed(LONGEST_NAME)}
 TAKEN_CARE_OF: Final[Mapping[str, str]] = {
     "input": "is not taken: graders always read the answer",
     "reference": "is not taken: graders always compare with the prompt's reference, or the teacher's answer",

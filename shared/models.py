@@ -4,6 +4,7 @@ Times are unix milliseconds (`*_at_ms`), money is whole nano-dollars (`*_nano`):
 
 from __future__ import annotations
 
+import re
 from decimal import Decimal
 from typing import Any, Final, Literal, TypeAlias
 
@@ -15,6 +16,7 @@ from shared.lifecycle import JobStatus, PausedReason, Stage
 JsonObject: TypeAlias = dict[str, Any]
 NANO: Final = 1_000_000_000  # nano-dollars in a dollar
 STUDENTS_MAX: Final = 8  # of one job
+CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")  # in no name: those go into logs, addresses and headers
 
 
 def usd(nano: int) -> str:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
-from typing import Annotated, Any, Final, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -70,13 +69,11 @@ _Beta = Annotated[Any, *_auto_or(float, 1e-6, 2)]
 
 
 def _printed(name: str) -> str:
-    """Names go into logs, addresses and headers."""
-    if _CONTROL.search(name):
+    if domain.CONTROL.search(name):
         raise broken("invalid_value", "must not have control characters")
     return name
 
 
-_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 Provider = Annotated[str, Field(min_length=1, max_length=64, examples=["openai"]), AfterValidator(_printed)]
 Model = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_printed)]
 

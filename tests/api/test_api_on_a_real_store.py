@@ -152,12 +152,14 @@ def test_the_command_line_makes_a_key_that_works_and_revokes_it(process: tuple[s
         command = [sys.executable, "-m", "cli", *arguments, "--url", url, "--api-key", ADMIN_KEY]
         return subprocess.run(command, cwd=REPO, capture_output=True, text=True, check=False)
 
-    made = distill("keys", "create", "--tenant", "acme", "--scope", "jobs:write", "--scope", "jobs:read")
+    scopes = ("--scope", "jobs:write", "--scope", "jobs:read")
+    made = distill("keys", "create", "--tenant", "acme", *scopes, "--provider", "openai")
     secret, key_id = made.stdout.strip(), made.stderr.split()[0]
     with httpx2.Client(base_url=url, headers={"Authorization": f"Bearer {secret}"}) as http:
         assert http.post("/v1/jobs", json=a_request()).status_code == 202
         assert http.get("/v1/api_keys").status_code == 403
-        assert key_id in distill("keys", "list", "--tenant", "acme").stdout
+        [listed] = [key for key in distill("keys", "list", "--tenant", "acme").stdout.splitlines() if key_id in key]
+        assert "jobs:write,jobs:read  at openai alone" in listed or "jobs:read,jobs:write  at openai alone" in listed
         assert distill("keys", "revoke", key_id).returncode == 0
         assert http.get("/v1/jobs").status_code == 401
     assert distill("keys", "create", "--scope", "everything").returncode == 1

@@ -154,6 +154,9 @@ def test_graders_are_built_in_their_order_with_their_defaults():
         ([{"type": "json_match", "fields": [["s3cret"]]}], "/0/fields", "invalid_value"),
         ([{"type": "json_match", "fields": ["a", "a"]}], "/0/fields", "invalid_value"),
         ([{"type": "score_model", "provider": "openai"}], "/0/model", "required"),
+        ([{"type": "score_model", "provider": "openai", "model": "s3cret\x00"}], "/0/model", "invalid_value"),
+        ([{"type": "score_model", "provider": "s3cret\n", "model": "m"}], "/0/provider", "invalid_value"),
+        ([{"type": "string_check", "name": "s3cret\x7f"}], "/0/name", "invalid_value"),
         ([{"type": "string_check"}, {"type": "string_check"}], "/1/name", "duplicate_name"),
     ],
 )
