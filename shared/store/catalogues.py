@@ -45,12 +45,19 @@ class CatalogueStore:
         self, models: Sequence[tuple[str, str]], providers: Sequence[str]
     ) -> tuple[list[TenantId | None], list[Catalogue | None]]:
         """In one read: whose jobs have made each of these (provider, model), and the catalogues of these providers."""
-        reads = [self._together.ask("HGET", keys.tuned_models(provider), model) for provider, model in models]
+        named: dict[str, list[str]] = {}
+        for provider, model in models:
+            named.setdefault(provider, []).append(model)
+        reads = [self._together.ask("HMGET", keys.tuned_models(name), *of_it) for name, of_it in named.items()]
         reads += [self._together.ask("GET", keys.catalogue(provider)) for provider in providers]
         found = await ask(asyncio.gather(*reads))
-        owners = [None if owner is None else TenantId(owner.decode()) for owner in found[: len(models)]]
-        return owners, [
-            None if text is None else msgspec.json.decode(text, type=Catalogue) for text in found[len(models) :]
+        owners = {
+            (provider, model): None if owner is None else TenantId(owner.decode())
+            for (provider, of_it), theirs in zip(named.items(), found, strict=False)
+            for model, owner in zip(of_it, theirs, strict=True)
+        }
+        return [owners[each] for each in models], [
+            None if text is None else msgspec.json.decode(text, type=Catalogue) for text in found[len(named) :]
         ]
 
     async def forget_owner(self, provider: str, model: str) -> None:

@@ -6,6 +6,8 @@ import asyncio
 
 import pytest
 import redis.asyncio as redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError, ResponseError
 
 from cli import embedded
@@ -41,6 +43,30 @@ async def test_a_server_that_is_away_is_told_to_everybody():
     together = Together(client)
     answers = await asyncio.gather(*(together.ask("HMGET", "a", "b") for _ in range(3)), return_exceptions=True)
     assert [type(answer) for answer in answers] == [ConnectionError] * 3
+    await client.aclose()
+
+
+async def test_an_answer_that_does_not_come_is_given_up_and_never_taken_for_another(valkey: embedded.Embedded):
+    client = redis.Redis.from_url(valkey.url, socket_timeout=0.2, retry=Retry(NoBackoff(), 0))
+    together = Together(client)
+    with pytest.raises((TimeoutError, ConnectionError)):
+        await together.ask("BLPOP", "a list that nobody fills", "0.5")
+    answers = await asyncio.gather(*(together.ask("ECHO", str(n)) for n in range(3)))
+    assert answers == [b"0", b"1", b"2"]
+    await client.aclose()
+
+
+async def test_what_a_lost_connection_has_swallowed_is_asked_again(
+    valkey: embedded.Embedded, valkey_client: redis.Redis
+):
+    client = redis.Redis.from_url(valkey.url, client_name="lost", retry=Retry(NoBackoff(), 1))
+    together = Together(client)
+    waits = together.ask("BLPOP", "filled later", "5")
+    while not (blocked := [row for row in await valkey_client.client_list() if row["name"] == "lost"]):
+        await asyncio.sleep(0.01)
+    await valkey_client.client_kill_filter(_id=blocked[0]["id"])
+    await valkey_client.rpush("filled later", "here")
+    assert await waits == [b"filled later", b"here"]
     await client.aclose()
 
 
