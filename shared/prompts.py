@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from itertools import compress
 from typing import Any, Final, overload
 
@@ -59,17 +60,19 @@ class Texts(Sequence[Prompt]):
     """Prompts that are texts alone, as most requests send them.  Each is made when it is looked at; to be counted and
     stored none need be, which takes a tenth of the time."""
 
-    def __init__(self, texts: Sequence[str], encoded: Sequence[bytes]) -> None:
-        """encoded: the texts as JSON, which they are both measured by and stored as."""
+    def __init__(self, texts: Sequence[str]) -> None:
         self._texts = texts
-        self._encoded = encoded
 
     @classmethod
     def of(cls, values: Sequence[Any]) -> Texts | None:
         """None where there is anything else."""
-        if set(map(type, values)) != {str} or not all(values):
-            return None
-        return cls(values, _encode_lines(values).split(b"\n")[:-1])  # no line feed is left inside a text that is JSON
+        return cls(values) if set(map(type, values)) == {str} and all(values) else None
+
+    @cached_property
+    def _encoded(self) -> bytes:
+        """The texts as JSON, which they are both measured by and stored as, each with a line feed after it: none is
+        left inside."""
+        return _encode_lines(self._texts)
 
     def __len__(self) -> int:
         return len(self._texts)
@@ -80,12 +83,12 @@ class Texts(Sequence[Prompt]):
     def __getitem__(self, place: slice) -> Texts: ...
     def __getitem__(self, place: int | slice) -> Prompt | Texts:
         if isinstance(place, slice):
-            return Texts(self._texts[place], self._encoded[place])
+            return self if place.indices(len(self)) == (0, len(self), 1) else Texts(self._texts[place])
         return Prompt(messages=[{"role": "user", "content": self._texts[place]}])
 
     def lines(self) -> bytes:
         """As msgspec encodes the prompts: one JSON line for each."""
-        return _TEXT_OPENS + (_TEXT_CLOSES + _TEXT_OPENS).join(self._encoded) + _TEXT_CLOSES
+        return _TEXT_OPENS + self._encoded[:-1].replace(b"\n", _TEXT_CLOSES + _TEXT_OPENS) + _TEXT_CLOSES
 
     @property
     def counts(self) -> PromptCounts:
@@ -93,7 +96,7 @@ class Texts(Sequence[Prompt]):
         return PromptCounts(
             prompts=total,
             asked=total,
-            bytes=sum(map(len, self._encoded)) + total * (_TEXT_BYTES - len('""')),
+            bytes=len(self._encoded) + total * (_TEXT_BYTES - len('""\n')),
             bare=total,
             toolless=total,
             formatless=total,
