@@ -23,7 +23,7 @@ from api.schemas.api_keys import Scope
 from api.validation import faults_of, query_fault
 from api.watch import Slots, Watcher
 from shared.endpoints import Endpoints
-from shared.errors import BadRequest, Forbidden, Unauthenticated
+from shared.errors import BadRequest, Forbidden, TooMany, Unauthenticated
 from shared.files import Files
 from shared.ids import TenantId
 from shared.jobs import Jobs
@@ -39,7 +39,7 @@ Body = TypeVar("Body", bound=BaseModel)
 T = TypeVar("T")
 P = ParamSpec("P")
 
-SCOPES: Final = get_args(Scope)
+SCOPES: Final = frozenset(get_args(Scope))
 LOCAL: Final = TenantId("local")
 DEEPEST_JSON: Final = 64  # levels; what later recurses over the body must never run out of stack
 _CONTAINERS: Final = frozenset({dict, list})
@@ -109,8 +109,11 @@ async def authenticate(request: Request) -> Caller:
         return known
     services = services_of(request)
     caller = await _caller(request, services)
-    request.state.rate = services.allowances.exhausted(caller.tenant)
-    request.state.rate = await services.allowances.spend(caller.tenant)
+    try:
+        request.state.rate = await services.allowances.spend(caller.tenant)
+    except TooMany:
+        request.state.rate = services.allowances.exhausted(caller.tenant)
+        raise
     request.state.caller = caller
     return caller
 
@@ -124,7 +127,7 @@ async def _caller(request: Request, services: Services) -> Caller:
     # The header arrives as Latin-1; compared as bytes, because compare_digest takes no text beyond ASCII.
     expected = admin_key.get_secret_value().encode() if admin_key is not None else b""
     if expected and hmac.compare_digest(key.strip().encode("latin-1"), expected):
-        return Caller(LOCAL, frozenset(SCOPES), key.strip(), operator=True, providers=_providers(services, LOCAL, None))
+        return Caller(LOCAL, SCOPES, key.strip(), operator=True, providers=_providers(services, LOCAL, None))
     stored = await services.keyring.find(key.strip())
     if stored is None:
         raise Unauthenticated("The API key is not known.", code="invalid_api_key")

@@ -201,11 +201,11 @@ def params_faults(model: str, params: JsonObject, *, tools: bool, pointer: str) 
     faults = []
     for name, value in params.items():
         check = PARAMS.get(name)
-        place = f"{pointer}/{name[:64].replace('~', '~0').replace('/', '~1')}"
         if check is None:
+            place = f"{pointer}/{name[:64].replace('~', '~0').replace('/', '~1')}"
             faults.append(Fault(place, UNSUPPORTED, _unknown(name)))
         elif value is not None and (wrong := check(value)):
-            faults.append(Fault(place, INVALID, wrong))
+            faults.append(Fault(f"{pointer}/{name}", INVALID, wrong))
     return faults or list(_refusals(model, params, tools=tools or bool(params.get("tools")), pointer=pointer))
 
 

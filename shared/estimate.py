@@ -73,8 +73,8 @@ def per_prompt(spec: JobSpec, size: Size, end: Assumption) -> Usage:
     return Usage(prompt_tokens=int(tokens / max(1, size.prompts)), completion_tokens=min(end.answer_tokens, longest))
 
 
-def expected_calls(spec: JobSpec, size: Size, end: Assumption) -> Iterator[Calls]:
-    each = per_prompt(spec, size, end)
+def expected_calls(spec: JobSpec, size: Size, end: Assumption, each: Usage) -> Iterator[Calls]:
+    """each: as `per_prompt`, here and below."""
     holdout = size.prompts * spec.split.holdout
     yield Calls("/teacher/model", spec.teacher.provider, spec.teacher.model, float(size.asked), each)
     for number, student in enumerate(spec.students):
@@ -99,8 +99,7 @@ def _judged(pointer: str, grader: JsonObject, count: float, each: Usage, end: As
     return Calls(pointer, str(grader.get("provider")), str(grader.get("model")), count, usage)
 
 
-def expected_trainings(spec: JobSpec, size: Size, end: Assumption) -> Iterator[Training]:
-    each = per_prompt(spec, size, end)
+def expected_trainings(spec: JobSpec, size: Size, end: Assumption, each: Usage) -> Iterator[Training]:
     for number, student in enumerate(spec.students):
         n_epochs = student.hyperparameters.get("n_epochs", "auto")
         epochs = n_epochs if isinstance(n_epochs, int) else end.epochs
@@ -109,9 +108,9 @@ def expected_trainings(spec: JobSpec, size: Size, end: Assumption) -> Iterator[T
         yield Training(f"/students/{number}/model", student.provider, student.model, tokens)
 
 
-def reserved_trainings(spec: JobSpec, size: Size, end: Assumption) -> Iterator[Training]:
+def reserved_trainings(spec: JobSpec, size: Size, end: Assumption, each: Usage) -> Iterator[Training]:
     """What `reserved_tokens` will probably say once there is a dataset."""
-    prompt, answer = size.prompt_bytes / max(1, size.prompts), per_prompt(spec, size, end).completion_tokens
+    prompt, answer = size.prompt_bytes / max(1, size.prompts), each.completion_tokens
     for number, student in enumerate(spec.students):
         examples, answers = _examples(spec, size, student, end)
         train_bytes = int((prompt + answers * answer * end.answer_bytes) * examples)

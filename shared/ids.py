@@ -23,6 +23,7 @@ _ALPHABET: Final = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's base 32: no
 _PAIRS: Final = [first + second for first in _ALPHABET for second in _ALPHABET]
 _TIME_CHARS: Final = 10  # 50 bits of unix milliseconds, enough until the year 37,000
 _RANDOM_CHARS: Final = 24  # 120 bits
+_ANY_CHAR: Final = (_ALPHABET * 8).encode()  # of a byte drawn by chance: five of its bits, as good as any five
 _ID: Final = re.compile(rf"[a-z]{{2,5}}_[{_ALPHABET}]{{{_TIME_CHARS + _RANDOM_CHARS}}}")
 
 
@@ -41,7 +42,8 @@ def _number(text: str) -> int:
 def _new(prefix: str, now_ms: int | None = None) -> str:
     """Sorted by creation time in plain byte order, so that a list of ids is a list in time."""
     now_ms = time.time_ns() // 1_000_000 if now_ms is None else now_ms
-    return f"{prefix}_{_base32(now_ms << 120 | secrets.randbits(120), _TIME_CHARS + _RANDOM_CHARS)}"
+    chance = secrets.token_bytes(_RANDOM_CHARS).translate(_ANY_CHAR).decode()
+    return f"{prefix}_{_base32(now_ms, _TIME_CHARS)}{chance}"
 
 
 def new_job_id(now_ms: int | None = None) -> JobId:

@@ -66,6 +66,7 @@ class Planner:
         self._store = store
         self._providers = providers
         self._prices = prices
+        self._price_lists = {name: provider.prices for name, provider in providers.items()}
         self.limits = limits
         self._rules = Rules(providers, prices, limits)
 
@@ -217,7 +218,7 @@ class Planner:
         """None when nothing of it has a price."""
         estimate = self._prices.estimate(
             spec,
-            {name: provider.prices for name, provider in self._providers.items()},
+            self._price_lists,
             prompts=asked.total,
             asked=asked.unanswered,
             prompt_bytes=asked.bytes,

@@ -9,10 +9,10 @@ from __future__ import annotations
 import difflib
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from typing import Final
 
+import msgspec
 from msgspec.structs import replace
 
 from shared.errors import Fault, Forbidden
@@ -31,8 +31,7 @@ _NEAR: Final = 3
 _DAY_SECONDS: Final = 86_400
 
 
-@dataclass(frozen=True)
-class Named:
+class Named(msgspec.Struct, frozen=True):
     """A model that a request names, and where."""
 
     pointer: str
@@ -159,7 +158,7 @@ class Preflight:
             await self._look(tenant, named, owner, catalogues[named.provider], plan.spec, faults, advice)
         for i, student in enumerate(plan.spec.students):
             self._training(f"/students/{i}/provider", student.provider, faults, advice)
-        faults += self.unpriced_faults(tenant, named_models(plan.spec))
+        faults += self.unpriced_faults(tenant, models)
         # A limit of nothing is told of, by another code, when the job is accepted.
         if limit := self._store.day_limit(tenant):
             faults += _above_a_day(plan, limit)

@@ -30,7 +30,7 @@ import msgspec
 from genai_prices.data_snapshot import find_provider_by_id, get_snapshot
 from genai_prices.types import ModelInfo, ModelPrice, TieredPrices
 
-from shared.estimate import LEAST, MOST, Size, expected_calls, expected_trainings, reserved_trainings
+from shared.estimate import LEAST, MOST, Size, expected_calls, expected_trainings, per_prompt, reserved_trainings
 from shared.models import JobSpec, JsonObject, Prompt, Usage, usd
 
 _encode: Final = msgspec.json.Encoder().encode
@@ -195,15 +195,16 @@ class Prices:
         size = Size(prompts, asked, prompt_bytes)
         totals, unpriced, reserved = [0, 0], [], [0, 0]
         for place, end in enumerate((LEAST, MOST)):
-            for training in expected_trainings(spec, size, end):
+            each_prompt = per_prompt(spec, size, end)
+            for training in expected_trainings(spec, size, end, each_prompt):
                 cost = self.training_nano(price_lists.get(training.provider), training.model, training.tokens)
                 totals[place] += cost or 0
                 if cost is None:
                     unpriced.append(training.pointer)
-            for training in reserved_trainings(spec, size, end):
+            for training in reserved_trainings(spec, size, end, each_prompt):
                 cost = self.training_nano(price_lists.get(training.provider), training.model, training.tokens)
                 reserved[place] = max(reserved[place], cost or 0)
-            for calls in expected_calls(spec, size, end):
+            for calls in expected_calls(spec, size, end, each_prompt):
                 each = self.cost_nano(price_lists.get(calls.provider), calls.model, calls.usage)
                 if calls.pointer == "/teacher/model" and spec.teacher.mode == "batch" and each is not None:
                     each = batch_nano(each)

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network
 from typing import Final
 
+import msgspec
+
 from shared.capabilities import hyperparameter_faults, params_faults
 from shared.curation import Splitter, check_response_schema
 from shared.errors import Fault, ValidationFailed, sentence
@@ -307,8 +309,7 @@ class Rules:
         return None if found is None else found.prices
 
 
-@dataclass(frozen=True)
-class _Call:
+class _Call(msgspec.Struct, frozen=True):
     """params: what of the request bounds its price."""
 
     pointer: str
@@ -344,7 +345,11 @@ def _sample_faults(spec: JobSpec) -> Iterator[Fault]:
 
 
 def judges_of(spec: JobSpec) -> list[tuple[str, ScoreModel]]:
-    """(pointer, judge) of every grader that is a model.  Raises `ValidationFailed` for one that is none at all."""
+    """(pointer, judge) of every grader that is a model.  With one among them, raises `ValidationFailed` for any that is
+    no grader at all."""
+    given = [*spec.evaluation.graders, spec.curation.grader or {}]
+    if not any(grader.get("type") == "score_model" for grader in given):
+        return []  # as of most requests
     graders = [(f"/evaluation/graders/{i}", grader) for i, grader in enumerate(parse_graders(spec.evaluation.graders))]
     if spec.curation.grader is not None:
         graders.insert(0, ("/curation/grader", parse_grader(spec.curation.grader, "/curation/grader")))

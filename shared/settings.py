@@ -466,8 +466,9 @@ class Settings(BaseSettings):
         return own.model_copy(update={field: getattr(self, field) for field in shared if getattr(own, field) is None})
 
     def day_limit_nano(self, tenant: str) -> int | None:
-        """Nano-dollars a tenant may spend a day; None: any number."""
-        limit = self.tenant(tenant).daily_spend_max_usd
+        """Nano-dollars a tenant may spend a day; None: any number.  Asked at every turn, so it copies no settings."""
+        own = self.tenants.get(tenant, _AS_ALL).daily_spend_max_usd
+        limit = self.daily_spend_max_usd if own is None else own
         return None if limit is None else int(limit * 1_000_000_000)
 
     @property
