@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -81,26 +82,29 @@ class System:
             **{f"DISTILL_{name}": value for name, value in given.items()},
             "PYTHONPATH": str(ROOT),
         }
-        self.url = f"http://127.0.0.1:{port}"
-        self.client = httpx2.Client(
-            base_url=self.url,
+        self._url = f"http://127.0.0.1:{port}"
+        self.api = self._spawn("api")
+        return self
+
+    @cached_property
+    def client(self) -> httpx2.Client:
+        """Of the API, which has begun to answer: it starts while workers do."""
+        client = httpx2.Client(
+            base_url=self._url,
             headers={"Authorization": f"Bearer {KEY}"},
             timeout=10,
             event_hooks={"response": [self._keep_problem]},
         )
-        self.api = self._spawn("api")
-        self.until(self._healthy, "the API answers")
-        return self
+        self.until(lambda: _answers(client), "the API answers")
+        return client
+
+    @property
+    def url(self) -> str:
+        return str(self.client.base_url).rstrip("/")
 
     def _keep_problem(self, answer: httpx2.Response) -> None:
-        if answer.is_error and str(answer.url).startswith(self.url):
+        if answer.is_error and str(answer.url).startswith(self._url):
             self.problems.append(answer.read().decode(errors="replace"))
-
-    def _healthy(self) -> bool:
-        try:
-            return self.client.get("/healthz").status_code == 200
-        except httpx2.TransportError:
-            return False
 
     def _spawn(self, module: str) -> subprocess.Popen[bytes]:
         with (self._folder / f"{module}-{len(self._processes)}.log").open("wb") as log:
@@ -174,6 +178,13 @@ class System:
             for word in self.private:
                 place = text.find(word)
                 assert place < 0, f"{what} tells {word!r}: …{text[max(0, place - 300) : place + 300]}…"
+
+
+def _answers(client: httpx2.Client) -> bool:
+    try:
+        return client.get("/healthz").status_code == 200
+    except httpx2.TransportError:
+        return False
 
 
 def a_request(*, prompts: int = 60, first: int = 0, **changes: Any) -> dict[str, Any]:

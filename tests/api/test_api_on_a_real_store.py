@@ -79,6 +79,13 @@ def process(valkey: embedded.Embedded) -> Iterator[tuple[subprocess.Popen[bytes]
         yield running
 
 
+@pytest.fixture(scope="module")
+def served(valkey: embedded.Embedded) -> Iterator[str]:
+    """The address of a process that tests share: none of them ends it."""
+    with an_api_process(valkey.url) as (_, url):
+        yield url
+
+
 def test_an_accepted_job_survives_the_death_of_the_api_and_sigterm_ends_it_in_order(
     process: tuple[subprocess.Popen[bytes], str],
 ):
@@ -113,9 +120,9 @@ def test_an_accepted_job_survives_the_death_of_the_api_and_sigterm_ends_it_in_or
     ],
 )
 def test_a_target_may_be_written_as_for_a_proxy_and_what_is_not_http_is_told_in_plain_text(
-    process: tuple[subprocess.Popen[bytes], str], request_line: bytes, status: bytes, media_type: bytes
+    served: str, request_line: bytes, status: bytes, media_type: bytes
 ):
-    port = int(process[1].rpartition(":")[2])
+    port = int(served.rpartition(":")[2])
     with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
         authorization = f"Authorization: Bearer {ADMIN_KEY}".encode()
         connection.sendall(request_line + b"\r\nConnection: close\r\n" + authorization + b"\r\n\r\n")
@@ -145,17 +152,15 @@ def test_without_a_key_the_process_says_what_is_missing():
     assert b"DISTILL_ADMIN_KEY" in ended.stderr
 
 
-def test_the_command_line_makes_a_key_that_works_and_revokes_it(process: tuple[subprocess.Popen[bytes], str]):
-    _, url = process
-
+def test_the_command_line_makes_a_key_that_works_and_revokes_it(served: str):
     def distill(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "cli", *arguments, "--url", url, "--api-key", ADMIN_KEY]
+        command = [sys.executable, "-m", "cli", *arguments, "--url", served, "--api-key", ADMIN_KEY]
         return subprocess.run(command, cwd=REPO, capture_output=True, text=True, check=False)
 
     scopes = ("--scope", "jobs:write", "--scope", "jobs:read")
     made = distill("keys", "create", "--tenant", "acme", *scopes, "--provider", "openai")
     secret, key_id = made.stdout.strip(), made.stderr.split()[0]
-    with httpx2.Client(base_url=url, headers={"Authorization": f"Bearer {secret}"}) as http:
+    with httpx2.Client(base_url=served, headers={"Authorization": f"Bearer {secret}"}) as http:
         assert http.post("/v1/jobs", json=a_request()).status_code == 202
         assert http.get("/v1/api_keys").status_code == 403
         [listed] = [key for key in distill("keys", "list", "--tenant", "acme").stdout.splitlines() if key_id in key]
