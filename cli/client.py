@@ -40,14 +40,32 @@ class Endpoint:
 def find_endpoint(url: str | None, api_key: str | None, data_dir: Path) -> Endpoint:
     """What was named, else the stack that runs in the data directory.  Its key goes to that stack alone.
 
-    Raises `ApiError` for a key that no header can carry, without repeating it."""
+    Raises `ApiError` for an address that is none and for a key that no header can carry, without repeating either."""
     running = stack.running_at(data_dir)
     if api_key is None and (url is None or (running is not None and url.rstrip("/") == running.api_url)):
         with contextlib.suppress(OSError):
             api_key = (data_dir / "admin_key").read_text(encoding="utf-8").strip()
     if url is None:
         url = running.api_url if running is not None else DEFAULT_URL
-    return Endpoint(url.rstrip("/"), None if api_key is None else _plain(api_key.strip(), "API key"))
+    return Endpoint(_address(url), None if api_key is None else _plain(api_key.strip(), "API key"))
+
+
+def _address(url: str) -> str:
+    """Without a slash at its end.  A password in it would take the place of the API key, and be shown in messages."""
+    try:
+        parsed = httpx2.URL(url.strip())
+        host = parsed.raw_host.decode("ascii")
+        host.encode("idna")  # as the look-up does: a label has 1 to 63 characters
+        right = parsed.scheme in {"http", "https"} and host and (parsed.port is None or 1 <= parsed.port <= 65_535)
+    except (httpx2.InvalidURL, UnicodeError):
+        right = False
+    if not right or parsed.userinfo or parsed.query or parsed.fragment:
+        raise ApiError(
+            "The address of the API (--url, DISTILL_URL) must be like http://127.0.0.1:8600 or "
+            "https://host.example/path: http or https, a host, at most a port and a path besides, and no user name "
+            "or password."
+        )
+    return url.strip().rstrip("/")
 
 
 def _plain(text: str, what: str) -> str:
@@ -159,4 +177,6 @@ def _as_error(answer: httpx2.Response) -> ApiError:
     except ValueError:
         body = None
     code = body.get("code") if isinstance(body, dict) else None
+    if code == "missing_api_key":  # the API's own sentence tells of headers, which nobody writes here
+        body |= {"detail": "The API wants a key: name yours with --api-key or DISTILL_API_KEY."}
     return ApiError(sentence(answer.status_code, body), code=code, status=answer.status_code)

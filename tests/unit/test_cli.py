@@ -99,6 +99,45 @@ def test_a_key_that_no_header_can_carry_is_said_to_be_one_and_not_shown(key: str
     assert "secr" not in str(ended.exception) + ended.output
 
 
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://[::1",
+        "http://127.0.0.1:abc",
+        "http://127.0.0.1:99999",
+        "http://127.0.0.1:0",
+        "http://☃.secret",
+        f"http://{'secret' * 11}.example",
+        "http://secret..example",
+        "http://somebody:secret@127.0.0.1:9",
+        "http://secret@127.0.0.1:9",
+        "http://somebody:secret@[::1",
+        "http://127.0.0.1:9?token=secret",
+        "http://127.0.0.1:9#secret",
+        "127.0.0.1:9",
+        "ftp://secret.example",
+        "http://",
+        " ",
+    ],
+)
+@pytest.mark.parametrize("command", [["doctor"], ["status", "job_x"]])
+def test_what_is_no_address_is_told_by_one_sentence_that_shows_no_part_of_it(
+    url: str, command: list[str], tmp_path: Path
+) -> None:
+    ended = CliRunner().invoke(app, [*command, "--data-dir", str(tmp_path)], env={"DISTILL_URL": url})
+    assert isinstance(ended.exception, client.ApiError)
+    said = str(ended.exception) + ended.output
+    assert "must be like http://127.0.0.1:8600" in said
+    assert "secret" not in said
+
+
+@pytest.mark.parametrize(
+    "url", ["http://127.0.0.1:8600", "https://[::1]:8600", "https://host.example/distill", "http://bücher.example"]
+)
+def test_an_address_is_kept_as_it_is_but_for_the_slash_at_its_end(url: str, tmp_path: Path) -> None:
+    assert client.find_endpoint(f"{url}/", None, tmp_path).url == url
+
+
 def test_a_job_reads_as_one_line() -> None:
     assert render.where_it_stands(a_job()) == "running, generating, 60/240 completions, $0.042 spent"
     training = [{"model": "small", "status": "running", "progress": {"step": 30, "total_steps": 90}}]
