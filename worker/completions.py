@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections.abc import Mapping
 
 import msgspec
 
@@ -184,15 +185,17 @@ class Scribe:
         )
         return Settlement(chunk, index, call, pack_completion(kept), 0, "failed", lost, fingerprint=fingerprint)
 
-    def smoke_failure(self, *, settled: int, accepted: int) -> JobError:
-        reasons = ", ".join(f"{code}: {count}" for code, count in sorted(self._reasons.items())) or "see completions"
+    def smoke_failure(self, *, settled: int, accepted: int, reasons: Mapping[str, int] | None = None) -> JobError:
+        """reasons: why the others cannot be used; None for what this worker has seen on their arrival."""
+        seen = self._reasons if reasons is None else reasons
+        listed = ", ".join(f"{code}: {count}" for code, count in sorted(seen.items())) or "see completions"
         if self._plan.role == "judge":
             again = (
                 "" if self._plan.grader is not None else ", and send it again: a source of type job reuses what is paid"
             )
             return JobError(
                 code="smoke_test_failed",
-                message=f"Only {accepted} of the judge's first {settled} replies can be used ({reasons}).  Nothing more"
+                message=f"Only {accepted} of the judge's first {settled} replies can be used ({listed}).  Nothing more"
                 " was asked of it.  Look at them with GET /v1/jobs/{id}/completions?role=judge, give the grader room in"
                 f" `sampling_params.max_completion_tokens` or another model{again}.",
                 param=self._plan.param.removesuffix(".model"),
@@ -200,7 +203,7 @@ class Scribe:
             )
         return JobError(
             code="smoke_test_failed",
-            message=f"Only {accepted} of the first {settled} completions can be used ({reasons}).  Nothing more was "
+            message=f"Only {accepted} of the first {settled} completions can be used ({listed}).  Nothing more was "
             "bought.  Look at them with GET /v1/jobs/{id}/completions, mend the prompts or parameters, and retry.",
             stage=self._job.stage,
         )

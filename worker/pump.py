@@ -37,6 +37,7 @@ from worker.recovery import Recovery
 from worker.runs import Call, Run
 from worker.slots import Slots
 from worker.supply import Leases, Supply, insist
+from worker.trial import tried
 
 _log: Final = structlog.get_logger()
 
@@ -299,11 +300,11 @@ class Pump:
         """The decisions that need the pass's totals: the trial, and a limit that nothing in flight will free."""
         smoke = self._limits.smoke_completions
         if "smoke" in result.answers and result.settled >= smoke:
-            if 2 * result.accepted >= result.settled:
+            error = await self._trial_failure(run, result)
+            if error is None:
                 await insist(lambda: self._store.passes.smoke_passed(run.pass_id))
                 run.blocked_until = 0.0
             else:
-                error = run.scribe.smoke_failure(settled=result.settled, accepted=result.accepted)
                 await self._halt(run, Halt("fail", error.code, error))
         if result.reserved_nano:
             return
@@ -319,6 +320,17 @@ class Pump:
                 await self._halt(run, Halt("pause", "budget", needs_nano=needs("budget")))
         elif "day" in result.answers:
             await self._halt(run, Halt("pause", "daily_spend", needs_nano=needs("day")))
+
+    async def _trial_failure(self, run: Run, result: TickResult) -> JobError | None:
+        if 2 * result.accepted < result.settled:
+            return run.scribe.smoke_failure(settled=result.settled, accepted=result.accepted)
+        if run.plan.role != "teacher":
+            return None
+        smoke = self._limits.smoke_completions
+        trial = await insist(lambda: tried(run.job, run.plan, self._store, completions=smoke))
+        if trial.passed:
+            return None
+        return run.scribe.smoke_failure(settled=trial.settled, accepted=trial.usable, reasons=trial.reasons)
 
     async def _halt(self, run: Run, halt: Halt) -> None:
         run.stop()

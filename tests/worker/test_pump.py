@@ -5,8 +5,9 @@ import time
 from collections import Counter
 
 import pytest
-from builders import a_job, a_prompt, accepted, loaded, prompts, standing_at
+from builders import a_job, a_prompt, a_spec, accepted, loaded, prompts, standing_at
 from doubles import Lab, ScriptedTeacher, an_answer, flaky, prices_of_a_nano, pumping, until
+from msgspec.structs import replace
 
 from shared.errors import (
     ProviderAuthFailed,
@@ -17,6 +18,7 @@ from shared.errors import (
 )
 from shared.ids import TenantId
 from shared.lifecycle import JobStatus
+from shared.models import Curation
 from shared.store.jobs import Change
 from shared.store.passes import PassId
 from worker import pump as pump_module
@@ -300,6 +302,59 @@ async def test_after_a_trial_that_passed_the_rest_is_bought(store):
         await until(job.complete)
 
     assert len(teacher.asked) == 50
+
+
+JSON_SCHEMA = {"type": "json_schema", "json_schema": {"name": "queue", "schema": {"required": ["queue"]}}}
+
+
+def asked_for_json(count=50):
+    return [replace(prompt, response_format=JSON_SCHEMA) for prompt in prompts(count)]
+
+
+@pytest.mark.parametrize(
+    ("asked", "source", "answer"),
+    [
+        pytest.param(Curation(response_schema={"type": "object", "required": ["queue"]}), prompts(50), "{}", id="job"),
+        pytest.param(Curation(response_schema={"type": "array"}), prompts(50), "Billing", id="no JSON"),
+        pytest.param(Curation(), asked_for_json(), "{}", id="prompt"),
+    ],
+)
+async def test_a_trial_whose_answers_miss_their_schema_stops_before_the_rest_is_bought(store, asked, source, answer):
+    teacher = ScriptedTeacher([answer])
+    job = await work(store, source=source, smoke=4, spec=a_spec(curation=asked))
+
+    async with pumping(store, Lab(teacher), smoke_completions=4):
+        await until(job.halted)
+
+    halt = (await job.state()).halt
+    assert (halt.kind, halt.error.code) == ("fail", "smoke_test_failed")
+    assert "Only 0 of the first 4 completions can be used (invalid_schema: 4)." in halt.error.message
+    assert len(teacher.asked) == 4
+    assert (await job.state()).accepted == 4, "what counts on arrival is left to curating"
+
+
+async def test_a_trial_of_which_half_the_answers_follow_their_schema_goes_on(store):
+    teacher = ScriptedTeacher(lambda text: ['{"queue": 1}' if int(text.split()[1][:-1]) % 2 else "{}"])
+    job = await work(store, source=asked_for_json(), smoke=4)
+
+    async with pumping(store, Lab(teacher), smoke_completions=4):
+        await until(job.complete)
+
+    assert len(teacher.asked) == 50
+
+
+async def test_a_trial_of_reused_answers_that_miss_the_new_schema_buys_nothing(store):
+    teacher, schema = ScriptedTeacher(), Curation(response_schema={"type": "object"})
+    bought = await work(store, 20)
+    async with pumping(store, Lab(teacher)):
+        await until(bought.complete)
+    job = await work(store, 50, smoke=4, spec=a_spec(curation=schema))
+
+    async with pumping(store, Lab(teacher), smoke_completions=4):
+        await until(job.halted)
+
+    assert (await job.state()).halt.error.code == "smoke_test_failed"
+    assert len(teacher.asked) == 20
 
 
 async def test_a_trial_ends_although_calls_of_it_were_lost(store):

@@ -178,6 +178,19 @@ async def test_a_judge_that_gives_no_score_is_asked_no_further_than_its_trial(st
     assert len(lab.the_teacher.rated) == 8, "of 120 answers"
 
 
+async def test_of_several_samples_the_first_is_tried_and_the_others_not_bought_when_they_miss_their_schema(store):
+    lab = Lab(Sampler())
+    job = a_sampled_job(curation={"response_schema": {"type": "object"}})
+    job = await accepted(store, job, prompts(40))
+
+    async with pumping(store, lab, smoke_completions=8):
+        ended = await rung(store, an_engine(store, lab, smoke_completions=8), job, times=500)
+
+    assert (ended.status, ended.stage, ended.error.code) == (S.FAILED, "generating", "smoke_test_failed")
+    assert "invalid_schema: 8" in ended.error.message
+    assert len(lab.the_teacher.samples) == 8, "of 120 answers"
+
+
 async def test_a_threshold_above_what_the_judge_gives_ends_the_job_and_says_so(store):
     lab = Lab(Sampler(rate=lambda n: None if n == 2 else 0.4))
 
