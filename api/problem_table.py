@@ -356,20 +356,23 @@ PROBLEMS: Final[Mapping[str, Problem]] = {
         None,
         "The provider refused a request for good",
         "The provider's answer says that this very request will never succeed.",
-        "See `error.provider`, mend the request and retry the job.",
+        "See `error.provider`.  A retry sends the same request; send a new job with what the provider refused mended. "
+        " With a source of type `job` it reuses the answers that are paid.",
     ),
     "provider_rejected_batch": Problem(
         None,
         "The provider refused the batch",
         "The batch of the teacher's prompts (`teacher.mode` is `batch`) did not pass the provider's check.",
-        "See `error.provider` and the job's events; change the job, or ask for `teacher.mode` `live`, and submit it"
-        " again.  Answers already paid for are reused.",
+        "See `error.provider` and the job's events; send a new job with what they name mended, or with `teacher.mode`"
+        " `live`.  Answers already paid for are reused.",
     ),
     "provider_rejected_training": Problem(
         None,
         "The provider refused the training",
         "The fine-tuning job failed at the provider: because of the data, the hyperparameters or its policies.",
-        "See `error.provider` and the job's events; change the job and submit it again.",
+        "See `error.provider` and the job's events.  A retry trains on the same examples in the same way; send a new"
+        " job with other prompts, hyperparameters or another student.  With a source of type `job` it reuses answers"
+        " that are paid.",
     ),
     "provider_unavailable": Problem(
         None,
@@ -382,19 +385,28 @@ PROBLEMS: Final[Mapping[str, Problem]] = {
         None,
         "Too few answers can be trained on",
         "Fewer completions were accepted than `curation.min_accepted` asks for.",
-        "Look at the rejected completions and their reasons; mend the prompts, then retry.",
+        "Look at the rejected completions and their reasons.  Those with `provider_error` are asked for again by a"
+        " retry; the others are paid, and a retry is given the same ones.  Send a new job: a changed `curation` or"
+        " `split` judges the same answers anew at no cost for the teacher, other prompts or `teacher.params` are"
+        " answered anew.",
     ),
     "smoke_test_failed": Problem(
         None,
         "The first answers were mostly unusable",
-        "Most of the first few completions were rejected, so the rest were not bought.",
-        "Look at these completions and their reasons; mend prompts or parameters, then retry.",
+        "Most of the first few completions were rejected or do not follow their schema, or most of a judge's first"
+        " replies gave no score, so the rest were not bought.",
+        "Look at these completions and their reasons.  A retry is given the same ones (all but the calls that failed):"
+        " what is paid is not bought twice.  Send a new job with other prompts, another `response_format` or"
+        " `curation.response_schema`, or other `teacher.params`.  Where the cause was at the provider and is over,"
+        " another `teacher.params.seed` has the same prompts answered anew.  A judge's replies are bought anew with"
+        " another `prompt`, `model` or `sampling_params` of its grader.",
     ),
     "deadline_exceeded": Problem(
         None,
         "The job did not finish in time",
         "`deadline_seconds` have passed since the job was created.",
-        "Retry it with a later deadline; answers already paid for are reused.",
+        "A retry reuses the answers already paid for, and has `deadline_seconds` anew; for more time send a new job,"
+        " with a source of type `job`.",
     ),
     "attempts_exhausted": Problem(
         None,

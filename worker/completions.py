@@ -191,20 +191,25 @@ class Scribe:
         listed = ", ".join(f"{code}: {count}" for code, count in sorted(seen.items())) or "see completions"
         if self._plan.role == "judge":
             again = (
-                "" if self._plan.grader is not None else ", and send it again: a source of type job reuses what is paid"
+                ""
+                if self._plan.grader is not None
+                else " in a new job, whose source of type job reuses the teacher's answers; a retry is given the same "
+                "replies"
             )
             return JobError(
                 code="smoke_test_failed",
                 message=f"Only {accepted} of the judge's first {settled} replies can be used ({listed}).  Nothing more"
                 " was asked of it.  Look at them with GET /v1/jobs/{id}/completions?role=judge, give the grader room in"
-                f" `sampling_params.max_completion_tokens` or another model{again}.",
+                f" `sampling_params.max_completion_tokens`, another `prompt` or another model{again}.",
                 param=self._plan.param.removesuffix(".model"),
                 stage=self._job.stage,
             )
         return JobError(
             code="smoke_test_failed",
             message=f"Only {accepted} of the first {settled} completions can be used ({listed}).  Nothing more was "
-            "bought.  Look at them with GET /v1/jobs/{id}/completions, mend the prompts or parameters, and retry.",
+            "bought.  Look at them with GET /v1/jobs/{id}/completions.  A retry is given the same answers; send a new "
+            "job with other prompts or another schema, or with other `teacher.params` (another `seed` will do) to "
+            "have the same prompts answered anew.",
             stage=self._job.stage,
         )
 

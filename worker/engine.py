@@ -221,7 +221,8 @@ class Engine:
         if isinstance(stopped, Wait):
             return stopped
         late = JobFailed(
-            "The job did not finish before its deadline.  What is paid is kept: retry it with more time.",
+            "The job did not finish before its deadline.  What is paid is kept: a retry reuses it and has as long "
+            "again; a new job whose source is this one may have more time.",
             code="deadline_exceeded",
             param="deadline_seconds",
         )

@@ -18,7 +18,7 @@ from shared.errors import (
 )
 from shared.ids import TenantId
 from shared.lifecycle import JobStatus
-from shared.models import Curation
+from shared.models import Curation, Teacher
 from shared.store.jobs import Change
 from shared.store.passes import PassId
 from worker import pump as pump_module
@@ -331,6 +331,26 @@ async def test_a_trial_whose_answers_miss_their_schema_stops_before_the_rest_is_
     assert "Only 0 of the first 4 completions can be used (invalid_schema: 4)." in halt.error.message
     assert len(teacher.asked) == 4
     assert (await job.state()).accepted == 4, "what counts on arrival is left to curating"
+
+
+async def test_after_a_failed_trial_a_retry_is_given_the_same_answers_and_another_seed_new_ones(store):
+    teacher = ScriptedTeacher([""])
+    reseeded = Teacher(provider="lab", model="gpt-4.1", params={"seed": 3})
+    async with pumping(store, Lab(teacher), smoke_completions=4):
+        first = await work(store, 30, smoke=4)
+        await until(first.halted)
+        again = await work(store, 30, smoke=4)
+        await until(again.halted)
+        bought = teacher.calls
+        teacher.script = ["Billing"]  # whatever it was at the provider is over
+        other = await work(store, 30, smoke=4, spec=a_spec(teacher=reseeded))
+        await until(other.complete)
+
+    message = (await again.state()).halt.error.message
+    assert set(bought.values()) == {1}, "nothing is bought twice"
+    assert "A retry is given the same answers" in message
+    assert "another `seed`" in message
+    assert teacher.calls - bought == Counter(other.texts)
 
 
 async def test_a_trial_of_which_half_the_answers_follow_their_schema_goes_on(store):

@@ -74,8 +74,9 @@ class StudentStep:
     def _failure(self, what: str, job: TrainingJob | None) -> JobError:
         return JobError(
             code="provider_rejected_training",
-            message=f"The fine-tuning job {what}.  Look at the job's events for the reason, mend it and retry; the "
-            "completions are kept and will not be bought again, and the dataset can be exported.",
+            message=f"The fine-tuning job {what}.  Look at the job's events for the reason.  A retry trains on "
+            "the same; what is to be changed takes a new job, whose source of type job reuses the completions.  The "
+            "dataset can be exported.",
             param=f"students.{self._number}",
             stage=Stage.TRAINING,
             provider=ProviderAnswer(code=job.error_code) if job else None,

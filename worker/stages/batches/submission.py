@@ -116,8 +116,8 @@ class Submission(BatchStep):
 def refusal(status: int | None, code: str | None) -> JobError:
     return JobError(
         code="provider_rejected_batch",
-        message="The provider refused a batch of prompts; the job's events name the lines.  Mend the job, or ask "
-        "for `teacher.mode` live; what is paid is kept and will not be bought again.",
+        message="The provider refused a batch of prompts; the job's events name the lines.  Send a new job "
+        "with these mended, or with `teacher.mode` live; what is paid is kept and will not be bought again.",
         param="teacher",
         stage=Stage.GENERATING,
         provider=ProviderAnswer(status=status, code=code),
