@@ -90,12 +90,15 @@ async def exchange(client: redis.Redis, commands: Sequence[_Command]) -> list[An
     async def sent_and_read() -> list[Any]:
         await connection.send_packed_command(connection.pack_commands(commands))
         answers: list[Any] = []
-        async with asyncio.timeout(connection.socket_timeout):
-            for _ in commands:
-                try:
-                    answers.append(await connection.read_response(timeout=math.inf))
-                except ResponseError as error:
-                    answers.append(error)
+        try:
+            async with asyncio.timeout(connection.socket_timeout):
+                for _ in commands:
+                    try:
+                        answers.append(await connection.read_response(timeout=math.inf))
+                    except ResponseError as error:
+                        answers.append(error)
+        except TimeoutError as error:  # in redis-py's own words, which it sends again on
+            raise redis.TimeoutError("The server did not answer in time.") from error
         return answers
 
     try:
