@@ -279,7 +279,8 @@ class FineTune(Record, frozen=True, kw_only=True):
     status, fine_tuned_model, …: the provider's words, as last seen.  intent_at_ms: when submission was first meant.
     hold: what became of the owner's pause at the provider: it is paused there, it trains on, or it has been asked to go
     on and does not.  last_event_id, last_event_at (unix s): of the newest of its events that is read.
-    events_at_ms: when they were read."""
+    events_at_ms: when they were read.  unconfirmed_nano: the most that a training may cost of which nobody knows what
+    the provider bills."""
 
     step: Literal["new", "uploading", "uploaded", "intent", "submitted", "awaiting", "ended"] = "new"
     training_file: str | None = None
@@ -301,6 +302,7 @@ class FineTune(Record, frozen=True, kw_only=True):
     checkpoints: list[Checkpoint] = []
     events_at_ms: int | None = None
     reserved_nano: int = 0
+    unconfirmed_nano: int = 0
     cost_nano: int | None = None
     endpoint: StudentEndpoint | None = None
     replaced: list[StudentEndpoint] = []
@@ -416,9 +418,9 @@ class Counters(Record, frozen=True, kw_only=True):
 
 
 class Money(Record, frozen=True, kw_only=True):
-    """All in nano-dollars.  reserved: upper bounds of calls in flight.  unconfirmed: upper bounds of lost calls.
-    spent + reserved + unconfirmed never exceeds the limit.  generating: the teacher's part of spent; curating: that of
-    the judge who rates its answers.
+    """All in nano-dollars.  reserved: upper bounds of calls in flight.  unconfirmed: upper bounds of lost calls,
+    and of trainings whose bill nobody knows.  spent + reserved + unconfirmed never exceeds the limit.
+    generating: the teacher's part of spent; curating: that of the judge who rates its answers.
     told_share: percent of the limit of whose spending the owner has been told.
     needs: what the next step of a job that waits for more budget, or for another day's spending, may cost."""
 

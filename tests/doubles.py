@@ -102,6 +102,8 @@ class ScriptedTrainer:
         self.files_unlisted = 0  # the newest files, which the next list does not show yet
         self.status = "succeeded"
         self.statuses: dict[str, str] = {}  # of single jobs, over `status`
+        self.states = {"queued": "waiting"}  # of statuses that are not their own
+        self.trained_tokens: dict[str, int] = {}  # of fine-tuning jobs, by status
         self.unlisted: set[str] = set()
         self.deleted: set[str] = set()
         self.page_size = 100
@@ -173,12 +175,14 @@ class ScriptedTrainer:
         if job.id in self.cancelled:
             status = "cancelled"
         model = f"ft:{job.id}" if status == "succeeded" and self.names_a_model else None
-        changed = {"status": status, "state": status, "fine_tuned_model": model, "result_files": [*self.results]}
+        changed = {"status": status, "state": self.states.get(status, status), "fine_tuned_model": model}
+        changed |= {"result_files": [*self.results], "trained_tokens": self.trained_tokens.get(status)}
         return msgspec.structs.replace(job, **changed)
 
     async def cancel(self, job_id: str) -> None:
         with self._call("cancel"):
-            self.cancelled.append(job_id)
+            if self.statuses.get(job_id, self.status) not in {"succeeded", "failed"}:
+                self.cancelled.append(job_id)
 
     async def delete_model(self, model: str) -> bool:
         with self._call("delete_model"):

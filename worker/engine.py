@@ -226,7 +226,7 @@ class Engine:
             code="deadline_exceeded",
             param="deadline_seconds",
         )
-        return Fail(job_error(late, job.stage), set=stopped.set, add=stopped.add)
+        return Fail(job_error(late, job.stage), stopped.events, set=stopped.set, add=stopped.add)
 
     async def _while_paused(self, job: Job, save: Save) -> Resume | Wait:
         """What trains is looked after.
@@ -295,7 +295,8 @@ class Engine:
             return fail
         if isinstance(stopped, Wait):
             return stopped
-        return replace(fail, set={**stopped.set, **fail.set}, add=stopped.add)
+        events = [*fail.events, *stopped.events]
+        return replace(fail, events=events, set={**stopped.set, **fail.set}, add=stopped.add)
 
     async def _stop(self, job: Job, save: Save) -> Stopped | Wait:
         """Wait while the provider still ends what was started there and hands over what it has done."""
@@ -340,8 +341,8 @@ class Engine:
             case Fail(error, events, fields, add):
                 ends = {**fields, "error": error}
                 await self._end_run(job, lease, JobStatus.FAILED, ends, "job.failed", events, add=add)
-            case Stopped(fields, add):
-                await self._end_run(job, lease, JobStatus.CANCELLED, fields, "job.cancelled", add=add)
+            case Stopped(fields, add, events):
+                await self._end_run(job, lease, JobStatus.CANCELLED, fields, "job.cancelled", events, add=add)
         return False
 
     async def _go_on(self, job: Job, lease: Lease, done: Done) -> bool:

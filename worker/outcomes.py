@@ -59,6 +59,7 @@ class Stopped:
 
     set: Fields = field(default_factory=dict)
     add: Mapping[str, int] = field(default_factory=dict)
+    events: Sequence[Event] = ()
 
 
 Outcome = Done | Wait | Pause | Resume | Fail | Stopped

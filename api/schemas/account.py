@@ -86,9 +86,10 @@ class DayTokens(Response):
 class UsageDayOut(Response):
     """One day, in UTC, on which your jobs have spent something.  created_at: its first second.
 
-    spent_usd: completions count on the day they arrived, trainings when they ended.  unconfirmed_usd: the most that
-    calls may have cost whose answers were lost that day.  completions_reused: taken from the ledger, or sent with the
-    prompts."""
+    spent_usd: completions count on the day they arrived, trainings when they ended.
+    unconfirmed_usd: the most that calls whose answers were lost that day, and trainings of which the provider does not
+    say what it bills, may have cost.
+    completions_reused: taken from the ledger, or sent with the prompts."""
 
     id: str
     object: Literal["usage.day"]

@@ -54,7 +54,8 @@ class Tokens(Response):
 
 class Cost(Response):
     """reserved_usd: the most that calls and trainings under way can cost; of an ended job, too, until its last calls
-    are in.  unconfirmed_usd: the most that calls whose answer was lost may have cost.  Both count against limit_usd."""
+    are in.  unconfirmed_usd: the most that calls whose answer was lost, and trainings of which the provider does not
+    say what it bills, may have cost.  Both count against limit_usd."""
 
     estimated_usd: UsdRange | None
     spent_usd: str

@@ -29,7 +29,8 @@ def day_number(day: date) -> int:
 
 
 class DayUsage(msgspec.Struct, frozen=True, kw_only=True):
-    """unconfirmed_nano: upper bounds of calls lost that day.  bought, reused: completions."""
+    """unconfirmed_nano: upper bounds of calls lost that day, and of trainings whose bill nobody knows.
+    bought, reused: completions."""
 
     day: date
     spent_nano: int = 0

@@ -74,6 +74,32 @@ def test_a_job_at_its_budget_names_the_sum_that_lets_it_go_on_and_takes_no_less(
         system.until(lambda: system.job(job_id)["cost"]["spent_usd"] != before, "the next step is taken")
 
 
+@pytest.mark.usefixtures("within_a_day")
+def test_a_training_that_ended_just_before_its_job_was_cancelled_is_paid(tmp_path: Path) -> None:
+    """Nobody looks at it between its end and the cancellation."""
+    seldom = {"POLL_MIN_SECONDS": "60", "POLL_MAX_SECONDS": "60", "DAILY_SPEND_MAX_USD": "1"}
+    with System(tmp_path, settings=seldom, training_seconds=1) as system:
+        system.start_worker()
+        job_id = system.submit(prompts=40)["id"]
+        key = system.until(lambda: system.job(job_id)["students"][0]["fine_tuning_job_id"], "it trains")
+        training = system.until(lambda: _succeeded(system, key), "it has trained")
+
+        system.client.post(f"/v1/jobs/{job_id}/cancel").raise_for_status()
+        job = system.finished(job_id)
+
+        price = Prices().training_nano("openai", training["model"], training["trained_tokens"])
+        assert price
+        [student], cost = job["students"], job["cost"]
+        assert job["status"] == "cancelled"
+        assert (student["status"], student["fine_tuned_model"]) == ("succeeded", training["fine_tuned_model"])
+        assert cost["by_stage"]["training_usd"] == usd(price)
+        assert (cost["reserved_usd"], cost["unconfirmed_usd"]) == ("0", "0")
+        spend = system.client.get("/v1/limits").json()["spend"]
+        assert spend["spent_usd"] == cost["spent_usd"]
+        events = system.client.get(f"/v1/jobs/{job_id}/events", params={"limit": 100}).json()["data"]
+        assert [event for event in events if "had ended before it could be stopped" in event["message"]]
+
+
 def _paused(system: System, job_id: str) -> None:
     system.until(lambda: system.job(job_id)["paused_reason"] == "daily_spend", "the job waits for another day")
 
@@ -95,3 +121,9 @@ def _midnight(system: System) -> None:
         today = int(number)
         store.rename(keys.day(LOCAL, today), keys.day(LOCAL, today - 1))
         store.delete(keys.days(LOCAL))
+
+
+def _succeeded(system: System, fine_tuning_job_id: str) -> Any:
+    url = f"{system.sandbox.base_url}/fine_tuning/jobs/{fine_tuning_job_id}"
+    training = system.client.get(url, headers={"Authorization": "Bearer sk-sandbox"}).json()
+    return training if training["status"] == "succeeded" else None

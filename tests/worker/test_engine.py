@@ -190,6 +190,7 @@ async def test_cancelling_ends_the_training_at_the_provider(store, answer):
 
 async def test_cancelling_waits_for_a_submission_that_does_not_show_yet(store):
     trainer, job = ScriptedTrainer(), await in_training(store)
+    trainer.status = "running"
     trainer.faults["submit!"] = LOST
     trainer.visible_after = 2
     engine = an_engine(store, Lab(trainer=trainer))
@@ -394,7 +395,7 @@ async def test_of_two_submissions_the_one_that_is_followed_is_kept(store):
 
     trainer.status = "running"
     await look()
-    trainer.status = "succeeded"
+    trainer.statuses = {"ftjob-1": "succeeded"}
     ended = await through_crashes(store, Lab(trainer=trainer), job)
 
     assert len(trainer.jobs) == 2

@@ -53,7 +53,8 @@ class Following(StudentStep):
             return min(_LATER_SECONDS, interval) * _jitter()
         job = seen.job
         if job is None:
-            await self._end(tune, status="deleted", error=self._failure("was deleted at the provider", None))
+            gone = self._settled(tune, None)
+            await self._end(gone, status="deleted", error=self._failure("was deleted at the provider", None))
             return None
         if self._events_due(tune, job, interval, followed=seen.followed):
             tune = await self._recording.read(tune)
@@ -70,11 +71,12 @@ class Following(StudentStep):
                 if landed is not None:
                     return None if landed.step == "ended" else AWAITING_SECONDS
             case "failed":
-                await self._end(tune, status=job.status, error=self._failure("failed at the provider", job))
+                error = self._failure("failed at the provider", job)
+                await self._end(self._settled(tune, job), status=job.status, error=error)
                 return None
             case "cancelled":
                 error = self._failure("was cancelled at the provider", job)
-                await self._end(tune, status=job.status, error=error)
+                await self._end(self._settled(tune, job), status=job.status, error=error)
                 return None
         if tune != before:
             await self._keep(tune)

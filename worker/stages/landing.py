@@ -22,21 +22,18 @@ class Landing(StudentStep):
 
         tune: with what the look at `job` has shown."""
         way = self._tools.providers.settings(self._student.provider).tuned_model
-        model = job.fine_tuned_model
-        checkpoint = await self._last_checkpoint(job.id) if way != "ready" else None
-        if way == "checkpoint" or model is None:
-            model = checkpoint.model if checkpoint is not None else None
+        model, checkpoint = await self.model_of(job)
         if model is None and way != "deployment":
             return None
         await self._found(tune)
         recording = Recording(self._job, self._number, self._tools, self._keep, self._events)
         tune = await recording.complete(tune, job)
-        tune = replace(tune, fine_tuned_model=model, cost_nano=self._cost_nano(job))
+        tune = replace(self._settled(tune, job), fine_tuned_model=model)
         if model is not None:
             retires = await last_day(self._tools, self._student.provider, model, otherwise=tune.shutdown_date)
             tune = replace(tune, shutdown_date=retires)
         if way == "deployment":
-            tune = replace(tune, step="awaiting", status=AWAITING, reserved_nano=0)
+            tune = replace(tune, step="awaiting", status=AWAITING)
             self._say(
                 "warn",
                 f"Student {self._number} is trained and waits for its deployment.  Deploy it at the provider, then "
@@ -55,6 +52,15 @@ class Landing(StudentStep):
         await self._end(await take_up(self._job, self._number, self._tools), status="succeeded", error=None)
         return None
 
+    async def model_of(self, job: TrainingJob) -> tuple[str | None, Checkpoint | None]:
+        """The model that a training has made, None while the provider names none; and the last checkpoint, where the
+        model is one or may be."""
+        way = self._tools.providers.settings(self._student.provider).tuned_model
+        checkpoint = await self._last_checkpoint(job.id) if way != "ready" else None
+        if way != "checkpoint" and job.fine_tuned_model is not None:
+            return job.fine_tuned_model, checkpoint
+        return (checkpoint.model if checkpoint is not None else None), checkpoint
+
     async def _last_checkpoint(self, fine_tuning_job_id: str) -> Checkpoint | None:
         """None also where the provider has no list of them: a deployment needs none."""
         try:
@@ -62,8 +68,3 @@ class Landing(StudentStep):
         except (ProviderModelMissing, ProviderRejected):
             return None
         return max(checkpoints, key=lambda checkpoint: checkpoint.step, default=None)
-
-    def _cost_nano(self, job: TrainingJob) -> int | None:
-        if job.trained_tokens is None:
-            return None
-        return self._tools.prices.training_nano(self._price_list(), self._student.model, job.trained_tokens)

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Final, Literal
 
 import structlog
 from msgspec.structs import replace
 
+from shared.estimate import reserved_tokens
+from shared.exports import Format
 from shared.ids import new_event_id
 from shared.lifecycle import Stage
-from shared.models import Event, FineTune, Job, JobError, JsonObject, ProviderAnswer
+from shared.models import DatasetFile, Event, FineTune, Job, JobError, JsonObject, ProviderAnswer
 from shared.ports import TrainingJob
+from worker.noticeboard import ENDED
 from worker.stages import Tools
 
+LOOK_FOR_LOST_SECONDS: Final = 5.0  # between two looks for a submission whose answer was lost
+FORMATS: Final[Mapping[str, Format]] = {"supervised": "openai_chat", "dpo": "openai_dpo"}
 _log: Final = structlog.get_logger()
 _CLOCK_SKEW_SECONDS: Final = 600  # between the provider's clock and ours, when old jobs are told from new ones
 
@@ -48,10 +53,17 @@ class StudentStep:
         return self._tools.providers.settings(self._student.provider).prices
 
     async def _found(self, tune: FineTune) -> list[TrainingJob]:
+        """As `_looked_up`; all but the first are cancelled."""
+        jobs = await self._looked_up(tune)
+        for extra in jobs[1:]:
+            _log.error("fine_tune_submitted_twice", job_id=self._job.id, kept=jobs[0].id, cancelled=extra.id)
+            await self._trainer.cancel(extra.id)
+        return jobs
+
+    async def _looked_up(self, tune: FineTune) -> list[TrainingJob]:
         """This student's fine-tuning jobs at the provider, the one to keep first: the one that is followed, else the
-        oldest.  All others are cancelled."""
+        oldest."""
         assert tune.training_file is not None
-        assert tune.intent_at_ms is not None
         mine = metadata(self._job, self._number)
         jobs = [
             job
@@ -59,17 +71,53 @@ class StudentStep:
             if job.metadata.get("student", mine["student"]) == mine["student"]
         ]
         jobs.sort(key=lambda job: job.id != tune.fine_tuning_job_id)
-        for extra in jobs[1:]:
-            _log.error("fine_tune_submitted_twice", job_id=self._job.id, kept=jobs[0].id, cancelled=extra.id)
-            await self._trainer.cancel(extra.id)
         return jobs
 
     async def _end(self, tune: FineTune, *, status: str, error: JobError | None) -> FineTune:
+        """What is still reserved is let go of: whoever may be billed for it settles the student first."""
         ended = replace(tune, step="ended", status=status, error=error, ended_at_ms=now_ms(), reserved_nano=0)
         await self._keep(ended)
         if error is not None:
             self._say("error", error.message, {"code": error.code})
         return ended
+
+    def _settled(self, tune: FineTune, *trainings: TrainingJob | None) -> FineTune:
+        """The student with its trainings, which are over, accounted for.
+
+        trainings: as last seen; None for one that cannot be seen.  Billed are the tokens that the provider counts.  One
+        that failed without a count is not billed; of any other it may bill what was trained until then, and up to what
+        was reserved stays unconfirmed."""
+        known = [training.trained_tokens for training in trainings if training is not None and training.state in ENDED]
+        costs = [self._cost_nano(tokens) for tokens in known if tokens is not None]
+        paid = [cost for cost in costs if cost is not None]
+        free = sum(job is not None and job.state == "failed" and job.trained_tokens is None for job in trainings)
+        unknown = len(trainings) - len(paid) - free
+        return replace(
+            tune,
+            cost_nano=sum(paid) if paid else None,
+            unconfirmed_nano=unknown * (tune.reserved_nano or self._ceiling_nano()),
+            reserved_nano=0,
+        )
+
+    def _cost_nano(self, trained_tokens: int) -> int | None:
+        return self._tools.prices.training_nano(self._price_list(), self._student.model, trained_tokens)
+
+    def _ceiling_nano(self) -> int:
+        """What the training will cost at most, as far as can be known before it: 0 when unpriced."""
+        file = self._file_of("train")
+        train_bytes = (file.bytes or 0) if file is not None else 0
+        return self._cost_nano(reserved_tokens(self._student, train_bytes, examples=self._lines("train"))) or 0
+
+    @property
+    def _format(self) -> Format:
+        return FORMATS[self._student.method]
+
+    def _file_of(self, split: str) -> DatasetFile | None:
+        return None if self._job.manifest is None else self._job.manifest.file(split, self._format)
+
+    def _lines(self, split: str) -> int:
+        file = self._file_of(split)
+        return 0 if file is None else file.lines
 
     def _failure(self, what: str, job: TrainingJob | None) -> JobError:
         return JobError(

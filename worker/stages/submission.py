@@ -7,10 +7,8 @@ cancelled.  (Measured: docs/decisions/0002.)"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Final
 
 from msgspec.structs import replace
 
@@ -25,18 +23,14 @@ from shared.errors import (
     ProviderTrainingClosed,
     ProviderUnavailable,
 )
-from shared.estimate import reserved_tokens
-from shared.exports import Format, lines_of, split_of_all
+from shared.exports import lines_of, split_of_all
 from shared.lifecycle import Stage
 from shared.models import FineTune, JobError
 from shared.plan import teacher_plans
 from shared.ports import TrainingJob, TrainingRequest
 from worker.completions import job_error
 from worker.scratch import scratch_folder
-from worker.stages.student import StudentStep, given_up, metadata, now_ms
-
-LOOK_FOR_LOST_SECONDS: Final = 5.0
-FORMATS: Final[Mapping[str, Format]] = {"supervised": "openai_chat", "dpo": "openai_dpo"}
+from worker.stages.student import LOOK_FOR_LOST_SECONDS, StudentStep, given_up, metadata, now_ms
 
 
 class BudgetReached(Exception):
@@ -59,15 +53,6 @@ class FileRefused(Exception):
 
 class Submission(StudentStep):
     """From the dataset to a fine-tuning job at the provider."""
-
-    @property
-    def _format(self) -> Format:
-        return FORMATS[self._student.method]
-
-    def _lines(self, split: str) -> int:
-        assert self._job.manifest is not None
-        file = self._job.manifest.file(split, self._format)
-        return 0 if file is None else file.lines
 
     async def advance(self, tune: FineTune) -> float | None:
         """Seconds until the next look, None when the student has ended."""
@@ -121,7 +106,7 @@ class Submission(StudentStep):
 
     async def _submit(self, tune: FineTune) -> float | None:
         """Write the intent, then submit.  Whatever happens between the two, the row says that it may have happened."""
-        expected = self._expected_cost_nano()
+        expected = self._ceiling_nano()
         limit = self._job.money.limit_nano
         if limit is not None and self._job.money.used_nano - tune.reserved_nano + expected > limit:
             raise BudgetReached(expected - tune.reserved_nano)
@@ -159,14 +144,6 @@ class Submission(StudentStep):
             await self._end(tune, status="refused", error=self._refusal(error))
             return None
 
-    def _expected_cost_nano(self) -> int:
-        """What the training will cost at most, as far as can be known before it: 0 when unpriced."""
-        assert self._job.manifest is not None
-        file = self._job.manifest.file("train", self._format)
-        train_bytes = (file.bytes or 0) if file is not None else 0
-        tokens = reserved_tokens(self._student, train_bytes, examples=self._lines("train"))
-        return self._tools.prices.training_nano(self._price_list(), self._student.model, tokens) or 0
-
     async def _find_lost(self, tune: FineTune) -> float | None:
         """A submission whose outcome nobody wrote down: adopt it, wait for it to show, or submit again."""
         assert tune.intent_at_ms is not None
@@ -178,7 +155,7 @@ class Submission(StudentStep):
             return LOOK_FOR_LOST_SECONDS
         if tune.submissions >= self._settings.stage_attempts_max:
             unanswered = ProviderUnavailable("The provider has answered no submission.")
-            await self._end(tune, status="refused", error=job_error(unanswered, Stage.TRAINING))
+            await self._end(self._settled(tune, None), status="refused", error=job_error(unanswered, Stage.TRAINING))
             return None
         return await self._submit(tune)
 

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Final, TypeVar
 
 import structlog
-from msgspec.structs import replace
 
 from shared.errors import ProviderError
 from shared.lifecycle import PausedReason, Stage
@@ -16,8 +15,9 @@ from worker.stages import Save, Tools
 from worker.stages.following import Following
 from worker.stages.holding import Holding
 from worker.stages.landing import Landing
-from worker.stages.student import StudentStep, given_up, metadata, now_ms
-from worker.stages.submission import LOOK_FOR_LOST_SECONDS, BudgetReached, Submission
+from worker.stages.stopping import Stopping
+from worker.stages.student import LOOK_FOR_LOST_SECONDS, StudentStep, given_up
+from worker.stages.submission import BudgetReached, Submission
 
 Step = TypeVar("Step", bound=StudentStep)
 _log: Final = structlog.get_logger()
@@ -38,9 +38,7 @@ class _Students:
         async def keep(changed: FineTune) -> None:
             # Money moves in the same step as the record of it, so a crash neither loses nor doubles it.
             before, self.tunes[number] = self.tunes[number], changed
-            spent = (changed.cost_nano or 0) - (before.cost_nano or 0)
-            reserved = changed.reserved_nano - before.reserved_nano
-            money = {"spent_nano": spent, "reserved_nano": reserved}
+            money = _moved([before], [changed])
             notices = ("job.awaiting_deployment",) if changed.step == "awaiting" != before.step else ()
             await self._save({"fine_tunes": self.tunes}, add=money, events=list(self.events), notices=notices)
             self.events.clear()
@@ -140,22 +138,33 @@ def _budget_reached(job: Job, needs_nano: int, events: Sequence[Event]) -> Outco
 
 
 async def cancel_training(job: Job, tools: Tools) -> Stopped | Wait:
-    """Cancel what is being trained, and what a lost submission may have started: that one is waited for until it shows
-    or cannot any more."""
-    tunes = list(job.fine_tunes)
+    """Stop what is being trained, and what a lost submission may have started: that one is waited for until it shows or
+    cannot any more.
+
+    Nothing is written before all is stopped: the record, the money and the end of the job are one step, and after a
+    crash before it everything is asked again."""
+    tunes, events, waits = list(job.fine_tunes), list[Event](), list[float]()
     for number, tune in enumerate(tunes):
-        if tune.step not in {"intent", "submitted", "awaiting"}:
-            continue
-        trainer = tools.providers.trainer(job.spec.students[number].provider)
-        ids = [tune.fine_tuning_job_id] if tune.fine_tuning_job_id and tune.step == "submitted" else []
-        if tune.step == "intent" and tune.training_file is not None:
-            found = await trainer.find(metadata(job, number), tune.training_file, not_before=0)
-            ids = [training.id for training in found]
-            if not ids and not given_up(tune, tools):
-                return Wait(LOOK_FOR_LOST_SECONDS, progress=False)
-        for fine_tuning_job_id in ids:
-            await trainer.cancel(fine_tuning_job_id)
-        tunes[number] = replace(tune, step="ended", status="cancelled", ended_at_ms=now_ms(), reserved_nano=0)
-        await _wait_for(job, number, tunes[number], tools)
-    freed = sum(after.reserved_nano - before.reserved_nano for before, after in zip(job.fine_tunes, tunes, strict=True))
-    return Stopped(set={"fine_tunes": tunes}, add={"reserved_nano": freed})
+
+        async def keep(changed: FineTune, number: int = number) -> None:
+            tunes[number] = changed
+
+        wait = await Stopping(job, number, tools, keep, events).stop(tune)
+        if wait is not None:
+            waits.append(wait)
+    if waits:
+        return Wait(min(waits), progress=False)
+    for number, (before, after) in enumerate(zip(job.fine_tunes, tunes, strict=True)):
+        if after.step != before.step:
+            await _wait_for(job, number, after, tools)
+    return Stopped(set={"fine_tunes": tunes}, add=_moved(job.fine_tunes, tunes), events=events)
+
+
+def _moved(before: Sequence[FineTune], after: Sequence[FineTune]) -> dict[str, int]:
+    """What the job's sums grow by when its students change so."""
+
+    def total(tunes: Sequence[FineTune], field: str) -> int:
+        return sum(getattr(tune, field) or 0 for tune in tunes)
+
+    fields = {"spent_nano": "cost_nano", "reserved_nano": "reserved_nano", "unconfirmed_nano": "unconfirmed_nano"}
+    return {of_job: total(after, of_tune) - total(before, of_tune) for of_job, of_tune in fields.items()}

@@ -9,8 +9,8 @@
 --   stands      row fields that must stand so, as text; else it is refused as from a wrong status
 --   most_active  most jobs of the tenant queued or running beside this one; null: any number
 --   set         row fields to write ("status" among them moves the index entry)
---   add         row fields to add to (whole numbers); spent_nano and reserved_nano count for the tenant too, the latter
---               until the job has ended
+--   add         row fields to add to (whole numbers); spent_nano, reserved_nano and unconfirmed_nano count for the tenant
+--               too, the latter two until the job has ended
 --   day_limit   most nano-dollars the tenant may spend a day; null: any number
 --   events      list of event JSON texts, without sequence
 --   deliveries  list of {key, id, row, log}; log: of the endpoint, absent for a job's own webhook
@@ -53,7 +53,8 @@ local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
 local today = string.format("%d", math.floor(clock[1] / 86400))
 local day = KEYS[8] .. today
 local spends, reserves = tonumber(change.add.spent_nano or 0), tonumber(change.add.reserved_nano or 0)
-if row[7] then reserves = 0 end -- it was let go of when the job ended
+local unconfirmed = tonumber(change.add.unconfirmed_nano or 0)
+if row[7] then reserves, unconfirmed = 0, 0 end -- it was let go of when the job ended
 if reserves > 0 and change.day_limit ~= cjson.null then
   local counted = redis.call("HMGET", day, "spent_nano", "unconfirmed_nano")
   local used = (counted[1] or 0) + (counted[2] or 0) + (redis.call("HGET", KEYS[7], "reserved_nano") or 0)
@@ -71,15 +72,15 @@ end
 for field, amount in pairs(change.add) do
   redis.call("HINCRBY", KEYS[1], field, amount)
 end
-local unconfirmed = 0
+local let_go = 0
 if change.ends then
-  unconfirmed = tonumber(redis.call("HGET", KEYS[1], "reserved_nano") or 0)
-  if unconfirmed ~= 0 then
-    reserves = reserves - unconfirmed
+  let_go = tonumber(redis.call("HGET", KEYS[1], "reserved_nano") or 0)
+  if let_go ~= 0 then
+    reserves, unconfirmed = reserves - let_go, unconfirmed + let_go
     redis.call("HSET", KEYS[1], "let_go_day", today)
   end
 end
-if change.ends and change.fence ~= "" and (target ~= "succeeded" or unconfirmed ~= 0) then
+if change.ends and change.fence ~= "" and (target ~= "succeeded" or let_go ~= 0) then
   redis.call("ZADD", KEYS[3], now, "out:" .. ARGV[1])
 end
 if reserves ~= 0 then redis.call("HINCRBY", KEYS[7], "reserved_nano", reserves) end
