@@ -288,11 +288,15 @@ def parse_json(body: bytes) -> Any:
     for _ in range(DEEPEST_JSON + 1):
         if not layer:
             return value
-        layer = [inner for outer in layer for inner in (outer.values() if type(outer) is dict else outer)]
-        kinds = set(map(type, layer))
-        if int in kinds and any(type(inner) is int and not -(2**63) <= inner < 2**64 for inner in layer):
+        layer = [
+            inner
+            for outer in layer
+            for inner in (outer.values() if type(outer) is dict else outer)
+            if type(inner) is not str  # as most of a body
+        ]
+        if [inner for inner in layer if type(inner) is int and not -(2**63) <= inner < 2**64]:
             raise BadRequest("The body holds a whole number of more than 64 bits.")
-        layer = [inner for inner in layer if type(inner) in _CONTAINERS] if kinds & _CONTAINERS else []
+        layer = [inner for inner in layer if type(inner) in _CONTAINERS]
     raise too_deep
 
 

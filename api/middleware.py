@@ -9,6 +9,7 @@ from typing import Final
 import structlog
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from structlog.contextvars import bind_contextvars, reset_contextvars
 
 from api.problems import problem
 from shared.ids import new_request_id
@@ -54,18 +55,19 @@ class RequestContext:
                 message = {**message, "body": b""}
             await send(message)
 
-        with structlog.contextvars.bound_contextvars(request_id=request_id):
-            try:
-                await self._app(scope, receive, answer)
-            except Exception:  # the edge of the API: logged, and answered without its text
-                _log.exception("request_failed", method=method, route=_route(scope))
-                if status:
-                    raise  # The answer has begun: only a broken connection can still say that it is not whole.
-                detail = "Something went wrong on our side.  Report the request id."
-                await problem(Request(scope), "internal", detail)(scope, receive, answer)
-            finally:
-                took_ms = round((time.perf_counter() - started_at) * 1000, 1)
-                _log.info("request", method=method, route=_route(scope), status=status, took_ms=took_ms)
+        bound = bind_contextvars(request_id=request_id)
+        try:
+            await self._app(scope, receive, answer)
+        except Exception:  # the edge of the API: logged, and answered without its text
+            _log.exception("request_failed", method=method, route=_route(scope))
+            if status:
+                raise  # The answer has begun: only a broken connection can still say that it is not whole.
+            detail = "Something went wrong on our side.  Report the request id."
+            await problem(Request(scope), "internal", detail)(scope, receive, answer)
+        finally:
+            took_ms = round((time.perf_counter() - started_at) * 1000, 1)
+            _log.info("request", method=method, route=_route(scope), status=status, took_ms=took_ms)
+            reset_contextvars(**bound)
 
 
 def _in_origin_form(scope: Scope) -> Scope:

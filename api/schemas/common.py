@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Final, Generic, Literal, TypeVar
+from typing import Any, Final, Generic, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, model_validator
 from pydantic_core import PydanticCustomError
@@ -19,6 +19,10 @@ class Request(BaseModel):
         if isinstance(value, dict) and len(value) > _MEMBERS_MAX:
             raise broken("wrong_length", f"must have at most {_MEMBERS_MAX} fields")
         return value
+
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
+        """Itself: what is frozen need not be copied, as pydantic copies a default for each request that lacks it."""
+        return self
 
 
 def broken(code: str, detail: str) -> PydanticCustomError:
