@@ -59,10 +59,13 @@ class Calls(msgspec.Struct, frozen=True):
 
 
 class Training(msgspec.Struct, frozen=True):
+    """tokens: what it will probably take.  reserved: what `reserved_tokens` will probably say of the dataset."""
+
     pointer: str
     provider: str
     model: str
     tokens: int
+    reserved: int
 
 
 def per_prompt(spec: JobSpec, size: Size, end: Assumption) -> Usage:
@@ -100,22 +103,15 @@ def _judged(pointer: str, grader: JsonObject, count: float, each: Usage, end: As
 
 
 def expected_trainings(spec: JobSpec, size: Size, end: Assumption, each: Usage) -> Iterator[Training]:
+    prompt_bytes = size.prompt_bytes / max(1, size.prompts)
     for number, student in enumerate(spec.students):
         n_epochs = student.hyperparameters.get("n_epochs", "auto")
         epochs = n_epochs if isinstance(n_epochs, int) else end.epochs
         examples, answers = _examples(spec, size, student, end)
         tokens = int((each.prompt_tokens + answers * each.completion_tokens) * examples * epochs)
-        yield Training(f"/students/{number}/model", student.provider, student.model, tokens)
-
-
-def reserved_trainings(spec: JobSpec, size: Size, end: Assumption, each: Usage) -> Iterator[Training]:
-    """What `reserved_tokens` will probably say once there is a dataset."""
-    prompt, answer = size.prompt_bytes / max(1, size.prompts), each.completion_tokens
-    for number, student in enumerate(spec.students):
-        examples, answers = _examples(spec, size, student, end)
-        train_bytes = int((prompt + answers * answer * end.answer_bytes) * examples)
-        tokens = reserved_tokens(student, train_bytes, examples=int(examples))
-        yield Training(f"/students/{number}/model", student.provider, student.model, tokens)
+        train_bytes = int((prompt_bytes + answers * each.completion_tokens * end.answer_bytes) * examples)
+        reserved = reserved_tokens(student, train_bytes, examples=int(examples))
+        yield Training(f"/students/{number}/model", student.provider, student.model, tokens, reserved)
 
 
 def _examples(spec: JobSpec, size: Size, student: Student, end: Assumption) -> tuple[float, int]:

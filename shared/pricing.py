@@ -30,7 +30,7 @@ import msgspec
 from genai_prices.data_snapshot import find_provider_by_id, get_snapshot
 from genai_prices.types import ModelInfo, ModelPrice, TieredPrices
 
-from shared.estimate import LEAST, MOST, Size, expected_calls, expected_trainings, per_prompt, reserved_trainings
+from shared.estimate import LEAST, MOST, Size, expected_calls, expected_trainings, per_prompt
 from shared.models import JobSpec, JsonObject, Prompt, Usage, usd
 
 _encode: Final = msgspec.json.Encoder().encode
@@ -197,13 +197,14 @@ class Prices:
         for place, end in enumerate((LEAST, MOST)):
             each_prompt = per_prompt(spec, size, end)
             for training in expected_trainings(spec, size, end, each_prompt):
-                cost = self.training_nano(price_lists.get(training.provider), training.model, training.tokens)
+                price_list = price_lists.get(training.provider)
+                cost = self.training_nano(price_list, training.model, training.tokens)
                 totals[place] += cost or 0
                 if cost is None:
                     unpriced.append(training.pointer)
-            for training in reserved_trainings(spec, size, end, each_prompt):
-                cost = self.training_nano(price_lists.get(training.provider), training.model, training.tokens)
-                reserved[place] = max(reserved[place], cost or 0)
+                else:
+                    reserve = self.training_nano(price_list, training.model, training.reserved) or 0
+                    reserved[place] = max(reserved[place], reserve)
             for calls in expected_calls(spec, size, end, each_prompt):
                 each = self.cost_nano(price_lists.get(calls.provider), calls.model, calls.usage)
                 if calls.pointer == "/teacher/model" and spec.teacher.mode == "batch" and each is not None:
