@@ -21,7 +21,7 @@ class Request(BaseModel):
         return value
 
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
-        """Itself: what is frozen need not be copied, as pydantic copies a default for each request that lacks it."""
+        """Itself: pydantic would copy a default for each request that lacks it, and what is frozen need not be."""
         return self
 
 
