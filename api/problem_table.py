@@ -384,7 +384,8 @@ PROBLEMS: Final[Mapping[str, Problem]] = {
     "too_few_accepted": Problem(
         None,
         "Too few answers can be trained on",
-        "Fewer completions were accepted than `curation.min_accepted` asks for.",
+        "Fewer completions were accepted than `curation.min_accepted` asks for, or than a student's provider takes"
+        " (10 at OpenAI); `param` says which.",
         "Look at the rejected completions and their reasons.  Those with `provider_error` are asked for again by a"
         " retry; the others are paid, and a retry is given the same ones.  Send a new job: a changed `curation` or"
         " `split` judges the same answers anew at no cost for the teacher, other prompts or `teacher.params` are"

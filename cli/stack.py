@@ -110,7 +110,8 @@ def children_environment(
             f"{_SANDBOX_FIELD}API_KEY": "sk-sandbox",
         }
         said = _fields_of_the_sandbox(environ)
-        for name, value in (("prices", "openai"), ("can_store", "true"), ("can_batch", "true")):
+        like_openai = {"prices": "openai", "can_store": "true", "can_batch": "true", "examples_min": "10"}
+        for name, value in like_openai.items():
             if name not in said:
                 settings[f"{_SANDBOX_FIELD}{name.upper()}"] = value
     checkout = Path(__file__).resolve().parent.parent

@@ -446,20 +446,33 @@ def shortfall(counts: Tally, spec: Curation, split: Split) -> JobFailed | None:
     return None
 
 
-def pair_shortfall(
-    pairs: int, unpaired: Mapping[str, int], spec: Curation, students: Sequence[Student]
-) -> JobFailed | None:
-    """Why there are too few preference pairs for the students that learn from them.  pairs: for training."""
-    waiting = [number for number, student in enumerate(students) if student.method == "dpo"]
-    if not waiting or pairs >= spec.min_accepted:
-        return None
+def student_shortfalls(
+    accepted: int, pairs: int, unpaired: Mapping[str, int], spec: Curation, students: Sequence[tuple[Student, int]]
+) -> dict[int, JobFailed]:
+    """Why there is too little to train a student with, by its number.
+
+    accepted, pairs: for training.  students: each with the fewest examples that its provider trains with."""
     reasons = ", ".join(f"{count} {reason}" for reason, count in unpaired.items())
-    return JobFailed(
-        f"{pairs} preference pairs were found for training with dpo and {spec.min_accepted} are needed."
-        f" Examples without a pair: {reasons or 'none'}.",
-        code="too_few_accepted",
-        param=f"students.{waiting[0]}.method",
-    )
+    without = f"  Examples without a pair: {reasons or 'none'}."
+    found: dict[int, JobFailed] = {}
+    for number, (student, least) in enumerate(students):
+        by_pairs = student.method == "dpo"
+        if by_pairs and pairs < spec.min_accepted:
+            found[number] = JobFailed(
+                f"{pairs} preference pairs were found for training with dpo and {spec.min_accepted} are needed."
+                + without,
+                code="too_few_accepted",
+                param=f"students.{number}.method",
+            )
+        elif (have := pairs if by_pairs else accepted) < least:
+            what = "preference pairs were found" if by_pairs else "examples were accepted"
+            found[number] = JobFailed(
+                f"{have} {what} for training, and the student's provider trains with no fewer than {least}."
+                + (without if by_pairs else ""),
+                code="too_few_accepted",
+                param=f"students.{number}.provider",
+            )
+    return found
 
 
 def _losses(rejected: Mapping[str, int]) -> str:

@@ -31,13 +31,24 @@ from shared.models import (
 from shared.ports import BATCH_WINDOW_SECONDS
 from shared.pricing import Estimate, Prices
 from shared.prompts import adds_nothing, bytes_with, counts_of, defaults_of, joined, longest_chars
-from shared.rules import PLACES, Asked, Limits, Rules, beyond_doubt, invalid, split_faults, splits_suffice
+from shared.rules import (
+    PLACES,
+    Asked,
+    Limits,
+    Rules,
+    beyond_doubt,
+    doubt_of_training,
+    invalid,
+    split_faults,
+    splits_suffice,
+)
 from shared.settings import ProviderSettings
 from shared.store import Store
 
 _PER_PROMPT: Final = frozenset({"tools", "response_format"})  # said once for all, kept with each prompt
 _SPLIT_BY_HAND: Final = 2_000  # prompts of a file that are read before the rest is judged by its size
 _CALLS_AT_ONCE: Final = 8  # below, a budget that reserves each call's upper bound makes the job slow
+_FEW_EXAMPLES_DOUBT: Final = 0.001  # probability of too few for a provider, above which it is warned of
 _SMALL_HOLDOUT: Final = 30  # examples; below, intervals are so wide that most verdicts are "inconclusive"
 
 
@@ -255,6 +266,17 @@ class Planner:
             )
         if spec.store and not self._providers[spec.teacher.provider].can_store:
             yield Advice(code="store_ignored", message="The teacher's provider does not keep completions.")
+        least = max((self._providers[student.provider].examples_min for student in spec.students), default=1)
+        # With a higher min_accepted too few prompts are refused, and too few answers end the job before it trains.
+        few = spec.curation.min_accepted < least and not stored
+        if few and doubt_of_training(spec, asked.total, least) > _FEW_EXAMPLES_DOUBT:
+            train = round(asked.total * (1 - spec.split.validation - spec.split.holdout))
+            yield Advice(
+                code="examples_few",
+                message=f"About {train} prompts are for training, and a student's provider trains with no fewer than "
+                f"{least} examples.  Send more, or set curation.min_accepted to {least}: then a job whose prompts "
+                "cannot do is refused before anything is bought.",
+            )
         if spec.split.holdout == 0:
             yield Advice(code="no_holdout", message="Without a holdout the students are trained and not judged.")
         elif not stored and (size := round(asked.total * spec.split.holdout)) < _SMALL_HOLDOUT:

@@ -421,10 +421,15 @@ def parse_usd(text: str) -> int:
 def beyond_doubt(spec: JobSpec, total: int) -> bool:
     """Whether so many prompts leave enough in each split, whatever they are: a hash draws each one's split, and chance
     would fail one request in a billion.  Equal prompts share a draw; of those curating keeps one."""
-    spare = total * (1 - spec.split.validation - spec.split.holdout) - spec.curation.min_accepted
-    short_of_train = math.exp(-2 * spare**2 / total) if spare > 0 else 1.0  # Hoeffding's bound
+    short_of_train = doubt_of_training(spec, total, spec.curation.min_accepted)
     short_of_holdout = (1 - spec.split.holdout) ** total if spec.split.holdout else 0.0
     return short_of_train + short_of_holdout < _BEYOND_DOUBT
+
+
+def doubt_of_training(spec: JobSpec, total: int, needed: int) -> float:
+    """The most that the probability can be of fewer than `needed` prompts for training, of so many in all."""
+    spare = total * (1 - spec.split.validation - spec.split.holdout) - needed
+    return math.exp(-2 * spare**2 / total) if spare > 0 else 1.0  # Hoeffding's bound
 
 
 def splits_suffice(spec: JobSpec, found: Mapping[str, int]) -> bool:

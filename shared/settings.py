@@ -165,6 +165,7 @@ class ProviderSettings(BaseModel):
     )
     can_store: bool = Field(False, description="keeps completions asked with store: true, listable by metadata")
     can_dpo: bool = Field(True, description="trains students by method dpo too")
+    examples_min: int = Field(1, ge=1, description="fewest examples that it trains a student with; 10 at OpenAI")
     can_batch: bool = Field(False, description="serves batches: half the price, up to a day later")
     max_in_flight: int = Field(1000, ge=1, le=10_000, description="calls at once, per worker process")
     requests_per_minute: int | None = Field(None, ge=1, description="shared by all workers; null: learned")
@@ -281,6 +282,7 @@ class ProviderTables(PydanticBaseSettingsSource):
             "can_store": True,
             "can_batch": True,
             "training_closes": _OPENAI_TRAINING_CLOSES,
+            "examples_min": _OPENAI_EXAMPLES_MIN,
         }
 
 
@@ -489,6 +491,7 @@ class Settings(BaseSettings):
         return self.secret_key.get_secret_value().encode()
 
 
+_OPENAI_EXAMPLES_MIN: Final = 10  # https://developers.openai.com/api/docs/guides/supervised-fine-tuning
 _OPENAI_TRAINING_CLOSES: Final = date(2027, 1, 6)  # https://developers.openai.com/api/docs/deprecations
 _AS_ALL: Final = TenantSettings()
 

@@ -79,6 +79,26 @@ async def test_validating_only_shows_the_request_with_its_defaults_and_stores_no
     assert api.bell.rung == []
 
 
+@pytest.mark.parametrize(
+    ("count", "min_accepted", "takes", "warned"),
+    [(15, 5, 10, True), (20, 9, 10, True), (20, 10, 10, False), (15, 5, 1, False), (60, 5, 10, False)],
+)
+async def test_fewer_prompts_for_training_than_the_provider_trains_with_are_warned_of(
+    count: int, min_accepted: int, takes: int, warned: bool
+):
+    redis = FakeServer()
+    provider = some_settings().providers["openai"].model_copy(update={"examples_min": takes})
+    api = Api(some_settings(providers={"openai": provider}), Store(redis, script_headers=False), redis)
+    source = {"type": "inline", "prompts": [f"Ticket {n}: my invoice is wrong." for n in range(count)]}
+    asked = a_request(source=source, curation={"min_accepted": min_accepted})
+    async with api.http:
+        body = (await api.http.post("/v1/jobs?validate_only=true", json=asked)).json()
+
+    found = [warning["message"] for warning in body["warnings"] if warning["code"] == "examples_few"]
+    assert len(found) == warned
+    assert not warned or "no fewer than 10 examples" in found[0]
+
+
 async def test_what_a_student_is_trained_with_is_kept_as_it_was_asked(api: Api):
     wandb = {"type": "wandb", "wandb": {"project": "triage", "entity": "acme", "name": "run 1", "tags": ["a", "b"]}}
     given = {"n_epochs": 2, "lora": True, "lora_r": 16, "house_rule": "auto"}

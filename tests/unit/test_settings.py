@@ -40,6 +40,7 @@ def test_a_table_of_openai_completes_what_is_built_in(monkeypatch: pytest.Monkey
     assert (openai.base_url, openai.prices, openai.can_store) == ("https://api.openai.com/v1", "openai", True)
     assert openai.api_key is not None
     assert openai.api_key.get_secret_value() == "sk-built-in"
+    assert openai.examples_min == 10
 
 
 def test_the_key_that_a_table_names_is_taken_before_the_built_in_one(
@@ -75,7 +76,7 @@ def test_a_partial_table_of_the_sandbox_completes_the_stacks_own(
         monkeypatch.setenv(name, value)
     sandbox = Settings().providers["sandbox"]
 
-    assert (sandbox.max_in_flight, sandbox.can_batch) == (20, False)
+    assert (sandbox.max_in_flight, sandbox.can_batch, sandbox.examples_min) == (20, False, 10)
     assert (sandbox.base_url, sandbox.prices, sandbox.can_store) == ("http://127.0.0.1:8601/v1", "openai", True)
 
 

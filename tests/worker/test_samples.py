@@ -249,6 +249,24 @@ async def test_too_few_pairs_end_the_job_before_anything_is_trained(store):
     assert ended.manifest.sha256 == hashlib.sha256(content).hexdigest()
 
 
+@pytest.mark.parametrize(
+    ("student", "what"),
+    [(Student(provider="lab", model="gpt-4.1-nano"), "examples were accepted"), (DPO, "preference pairs were found")],
+)
+async def test_fewer_examples_than_the_provider_trains_with_end_the_job_before_anything_is_uploaded(
+    store, student, what
+):
+    lab = Lab(Sampler(), examples_min=21)
+
+    ended = await finished(store, lab, a_sampled_job(students=[student], curation={"grader": JUDGE}), prompts(25))
+
+    assert (ended.status, ended.error.code, ended.error.param) == (S.FAILED, "too_few_accepted", "students.0.provider")
+    assert f"{ended.manifest.train} {what} for training" in ended.error.message
+    assert "no fewer than 21" in ended.error.message
+    assert 0 < ended.manifest.train < 21
+    assert not lab.the_trainer.files
+
+
 async def test_too_few_pairs_end_the_student_that_needs_them_and_no_other(store):
     lab = Lab(Sampler(rate=lambda n: 0.5))
     alone = replace(DPO, model="left-alone")

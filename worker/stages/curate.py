@@ -6,17 +6,18 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Final
 
 from msgspec.structs import replace
 
-from shared.curation import Curator, Sample, SplitName, pair_shortfall, shortfall, summary
+from shared.curation import Curator, Sample, SplitName, shortfall, student_shortfalls, summary
 from shared.dataset import Digest, text_of
+from shared.errors import JobFailed
 from shared.exports import Format, formats_of, kept_sample, lines_of, preference, split_of_all
 from shared.ids import new_event_id
 from shared.judge import rating_messages
-from shared.models import DatasetFile, Decision, Event, Job, JobError, JsonObject, Manifest, Prompt
+from shared.models import DatasetFile, Decision, Event, Job, JobError, JsonObject, Manifest, Prompt, Student
 from shared.plan import PassPlan, rating_plan, teacher_plans
 from worker.completions import job_error
 from worker.outcomes import Done, Fail, Outcome
@@ -52,26 +53,36 @@ async def curate(job: Job, tools: Tools, save: Save) -> Outcome:
             walk.held, held_chunks = walk.held[job.chunk_size :], held_chunks + 1
     if walk.held:
         await content.put_prompt_chunk(job.id, HOLDOUT, held_chunks, walk.held)
-    return _outcome(job, walk)
+    least = [(student, _examples_min(student, tools)) for student in job.spec.students]
+    return _outcome(job, walk, least)
 
 
-def _outcome(job: Job, walk: _Walk) -> Outcome:
-    """The manifest is kept however it ends: what was decided is there to be read and exported."""
-    tally, students = summary(walk.made.elements()), job.spec.students
+def _examples_min(student: Student, tools: Tools) -> int:
+    try:
+        return tools.providers.settings(student.provider).examples_min
+    except JobFailed:
+        return 1  # the provider is no longer configured: training says so, with the dataset kept
+
+
+def _outcome(job: Job, walk: _Walk, students: Sequence[tuple[Student, int]]) -> Outcome:
+    """The manifest is kept however it ends: what was decided is there to be read and exported.
+
+    students: each with the fewest examples that its provider trains with."""
+    tally, spec = summary(walk.made.elements()), job.spec
     manifest = walk.manifest(tally["accepted"], tally["rejected"])
-    short = shortfall(tally, job.spec.curation, job.spec.split)
-    unpaired = pair_shortfall(walk.pairs, walk.unpaired, job.spec.curation, students)
-    if short is None and unpaired is not None and all(student.method == "dpo" for student in students):
-        short = unpaired
+    short = shortfall(tally, spec.curation, spec.split)
+    lacking = student_shortfalls(tally["accepted"]["train"], walk.pairs, walk.unpaired, spec.curation, students)
+    if short is None and lacking and len(lacking) == len(students):
+        short = lacking[0]
     if short is not None:
         return Fail(job_error(short, job.stage), set={"manifest": manifest})
-    if unpaired is None:
+    if not lacking:
         return Done(set={"manifest": manifest})
-    # The others have what they learn from; each student without its pairs ends alone, before anything is uploaded.
+    # The others have what they learn from; each student without it ends alone, before anything is uploaded.
     tunes, events = list(job.fine_tunes), list[Event]()
-    for number, student in enumerate(students):
-        if student.method == "dpo" and tunes[number].step != "ended":
-            error = replace(job_error(unpaired, job.stage), param=f"students.{number}.method")
+    for number, why in lacking.items():
+        if tunes[number].step != "ended":
+            error = job_error(why, job.stage)
             tunes[number] = replace(
                 tunes[number], step="ended", status="not_submitted", error=error, ended_at_ms=now_ms()
             )
