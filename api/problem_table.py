@@ -89,7 +89,7 @@ PROBLEMS: Final[Mapping[str, Problem]] = {
         "The provider is configured, but not for this key or not for its tenant.",
         "Name another provider, or ask your operator.",
     ),
-    # --- 404, 405, 406, 410, 413, 415
+    # --- 404, 405, 410, 413, 415
     "not_found": Problem(
         404,
         "There is no such object",
@@ -107,12 +107,6 @@ PROBLEMS: Final[Mapping[str, Problem]] = {
         "The route does not take this method",
         "The path exists; the method is another one, named in the `Allow` header.",
         "Use an allowed method.",
-    ),
-    "not_acceptable": Problem(
-        406,
-        "No representation fits the Accept header",
-        "The route cannot answer in any of the media types asked for.",
-        "Ask for application/json, or leave the header out.",
     ),
     "body_too_large": Problem(
         413,
@@ -264,7 +258,9 @@ PROBLEMS: Final[Mapping[str, Problem]] = {
     "url_not_allowed": Problem(
         422,
         "Webhooks may not be sent to this URL",
-        "The URL is not https, carries a password or points into a private network.",
+        "The URL is not https, carries a password or points into a private network.  A host's name is looked up at each"
+        " delivery and not here: one whose addresses are not all public is sent nothing, and the attempt's `error` is"
+        " `address_not_allowed`.",
         "Use a public https address; an operator can allow others.",
     ),
     "holdout_too_small": Problem(

@@ -31,7 +31,6 @@ _FRAMEWORK: Final[Mapping[int, tuple[str, str]]] = {
     400: ("malformed_json", "The request could not be read."),
     404: ("not_found", "There is no such route."),
     405: ("method_not_allowed", "This route does not take this method; see the Allow header."),
-    406: ("not_acceptable", "This route cannot answer in that media type."),
     413: ("body_too_large", "The request is too large."),
     415: ("unsupported_media_type", "The body must be application/json."),
 }

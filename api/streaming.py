@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AsyncExitStack, aclosing
 from typing import Final
@@ -16,6 +17,7 @@ from shared.ids import JobId
 from shared.models import Event
 
 _RETRY_MS: Final = 2_000  # how soon a browser connects again after a stream that broke
+_UNWANTED: Final = re.compile(r"(?:^|;)\s*q\s*=\s*0(?:\.0*)?\s*(?:;|$)")
 
 
 class Stream(StreamingResponse):
@@ -102,9 +104,9 @@ async def _frames(
 
 
 def wants_events(accept: str | None) -> bool:
-    """Whether an Accept header names text/event-stream."""
+    """Whether an Accept header names text/event-stream, and not as unwanted (`q=0`)."""
     ranges = [part.partition(";") for part in (accept or "").lower().split(",")]
     return any(
-        kind.strip() == EventStream.media_type and parameters.replace(" ", "") not in {"q=0", "q=0.0"}
+        kind.strip() == EventStream.media_type and _UNWANTED.search(parameters) is None
         for kind, _, parameters in ranges
     )

@@ -1,4 +1,4 @@
-"""docs/api.md keeps its word: every snippet runs against a real server."""
+"""docs/api.md and the README's first job keep their word: every snippet runs against a real server."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ from api.schemas.api_keys import Scope
 from api.schemas.jobs import StudentOut
 from tests.system import KEY, System
 
-PAGE = (Path(__file__).parents[2] / "docs" / "api.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 SNIPPETS = dict(re.findall(r"^```\w+ (\w+)\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL))
 
 
@@ -32,7 +34,8 @@ def system(tmp_path: Path) -> Iterator[System]:
 
 
 def run(url: str, folder: Path, *command: str) -> str:
-    environment = os.environ | {"DISTILL_URL": url, "DISTILL_API_KEY": KEY}
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # as the page's first lines set it
+    environment = os.environ | {"DISTILL_URL": url, "DISTILL_API_KEY": KEY, "PATH": path}
     ended = subprocess.run(
         command, cwd=folder, env=environment, capture_output=True, text=True, timeout=60, check=False
     )
@@ -41,8 +44,15 @@ def run(url: str, folder: Path, *command: str) -> str:
 
 
 def test_the_snippets_do_what_the_page_says_as_often_as_they_are_run(system: System, tmp_path: Path):
-    assert set(SNIPPETS) == {"curl", "httpx2", "openai"}
+    assert set(SNIPPETS) == {"keys", "curl", "httpx2", "openai"}
+    assert 'export PATH="$PWD/.venv/bin:$PATH"' in PAGE
     for _ in range(2):
+        told = run(system.url, tmp_path, "bash", "-euo", "pipefail", "-c", SNIPPETS["keys"])
+        made = [line for line in told.splitlines() if line.startswith("dk_")]
+        system.private.update(made)
+        assert len(made) == 2
+        assert "at sandbox alone" in told
+
         told = run(system.url, tmp_path, sys.executable, "-c", SNIPPETS["httpx2"])
         assert told.startswith(("queued ", "running "))
         assert '"status":"cancelled"' in told.splitlines()[-1]
@@ -57,6 +67,18 @@ def test_the_snippets_do_what_the_page_says_as_often_as_they_are_run(system: Sys
         assert '"object":"distillation.estimate"' in told
         assert "id: 2\n" in told
         assert '"status":"purging"' in told
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="there is no curl here")
+def test_the_first_job_of_the_readme_is_accepted_with_the_key_that_the_stack_has_made(system: System, tmp_path: Path):
+    first = re.search(r"^## Your first job\n\n```sh\nmake up .*?\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+    assert first is not None
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    (tmp_path / ".distillery").mkdir()
+    (tmp_path / ".distillery" / "admin_key").write_text(f"{KEY}\n", encoding="utf-8")
+    lines = "unset DISTILL_API_KEY\n" + first[1].replace("http://127.0.0.1:8600", system.url)
+    told = run(system.url, tmp_path, "bash", "-euo", "pipefail", "-c", lines)
+    assert '"status":"queued"' in told
 
 
 def test_every_scope_is_explained():

@@ -58,6 +58,20 @@ async def test_a_wrong_method_is_told_every_right_one(api: Api):
         assert (await api.http.request(method, "/openapi.json")).headers["allow"] == "GET, HEAD"
 
 
+@pytest.mark.parametrize(
+    "accept", ["image/png", "application/xml", "application/json;q=0", "text/event-stream; q=0.00"]
+)
+async def test_an_accept_header_that_nothing_fits_is_passed_over_as_the_page_says(api: Api, accept: str):
+    """RFC 9110, 12.5.1: a server may disregard it; then 406 is a code that no route gives and no page tells of."""
+    job = (await api.create())["id"]
+    await api.http.post(f"/v1/jobs/{job}/cancel")  # or a stream would not end
+    for path in ("/healthz", "/openapi.json", "/v1/jobs", f"/v1/jobs/{job}", f"/v1/jobs/{job}/events", "/nowhere"):
+        plain, asked = [await api.http.get(path, headers={"Accept": wanted}) for wanted in ("*/*", accept)]
+        assert (asked.status_code, asked.headers["content-type"]) == (plain.status_code, plain.headers["content-type"])
+    assert 406 not in {problem.status for problem in problem_table.PROBLEMS.values()}
+    assert "| `Accept` |" in (REPO / "docs" / "api.md").read_text(encoding="utf-8")
+
+
 async def test_a_misspelt_filter_is_answered_with_the_closest_known_one(api: Api):
     body = problem_of(await api.http.get("/v1/jobs?stauts=queued"))
     assert "did you mean status?" in body["detail"]
