@@ -94,8 +94,10 @@ def a_settlement(index: int, call: str | None = None, *, chunk_size: int = 100, 
     return Settlement(chunk=index // chunk_size, index=index, call=call, **defaults | fields)
 
 
-def an_end_without_answer(index: int, call: str, *, lost: bool, chunk_size: int = 100) -> Settlement:
-    return a_settlement(index, call, chunk_size=chunk_size, blob=b"", cost_nano=None, outcome="failed", lost=lost)
+def an_end_without_answer(
+    index: int, call: str, *, lost: bool, chunk_size: int = 100, cost_nano: int | None = None
+) -> Settlement:
+    return a_settlement(index, call, chunk_size=chunk_size, blob=b"", cost_nano=cost_nano, outcome="failed", lost=lost)
 
 
 def a_beginning(index: int, call: str, ceiling_nano: int = 100, *, chunk_size: int = 100) -> Beginning:

@@ -10,7 +10,7 @@ from builders import a_beginning, a_job, a_settlement, accepted, an_end_without_
 from shared.lifecycle import JobStatus
 from shared.models import Job
 from shared.store import Store
-from shared.store.passes import Answer, Beginning, Opening, PassId, PassState, Settlement, TickResult
+from shared.store.passes import Answer, Beginning, Holder, Opening, PassId, PassState, Settlement, TickResult
 
 CHUNK = 4
 
@@ -35,7 +35,7 @@ class Bench:
         count = self.job.counters.prompts_total
         return await self.store.passes.open(self.pass_id, prompts=count, chunk_size=CHUNK, smoke=smoke)
 
-    async def claim(self, token: str = "a", *, lease_seconds: float = 30) -> tuple[int, bool] | None:
+    async def claim(self, token: str = "a", *, lease_seconds: float = 30) -> tuple[int, Holder] | None:
         return await self.store.passes.claim_chunk(self.pass_id, token, lease_seconds=lease_seconds)
 
     async def tick(
@@ -50,8 +50,9 @@ class Bench:
     async def settle(self, index: int, call: str | None = None, *, token: str = "a", **fields: Any) -> TickResult:
         return await self.tick(token, settle=[a_settlement(index, call, chunk_size=CHUNK, **fields)])
 
-    async def end(self, index: int, call: str, *, lost: bool, token: str = "a") -> TickResult:
-        return await self.tick(token, settle=[an_end_without_answer(index, call, lost=lost, chunk_size=CHUNK)])
+    async def end(self, index: int, call: str, *, lost: bool, token: str = "a", **fields: Any) -> TickResult:
+        ended = an_end_without_answer(index, call, lost=lost, chunk_size=CHUNK, **fields)
+        return await self.tick(token, settle=[ended])
 
     async def money(self) -> tuple[int, int, int, int]:
         """(spent, reserved, unconfirmed, calls that may be billed)."""

@@ -153,7 +153,9 @@ class Worker:
                 look_seconds=settings.poll_max_seconds,
             ),
         )
-        self.afterwards = Afterwards(self.store, late_seconds=settings.takeover_grace_seconds)
+        self.afterwards = Afterwards(
+            self.store, prices, settings.providers, late_seconds=settings.takeover_grace_seconds
+        )
         self.cataloguer = Cataloguer(self.store, self.providers, settings.providers)
         self.sweeper = Sweeper(
             self.store,

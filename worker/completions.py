@@ -84,10 +84,12 @@ class Scribe:
     def body(self, prompt: Prompt, index: int) -> JsonObject:
         return request_body(self._job, self._plan, prompt, index)
 
+    def reserve_nano(self, prompt: Prompt, index: int) -> int:
+        """What the call reserves: nothing where nothing is limited, which spares most calls of most jobs the count."""
+        return self.ceiling_nano(prompt, index) if self._reserves else 0
+
     def ceiling_nano(self, prompt: Prompt, index: int) -> int:
         """The most the call can cost; 0 when the model is unpriced."""
-        if not self._reserves:
-            return 0  # without a limit nothing is reserved
         prompt_bytes, media_parts = request_size(self.body(prompt, index))
         ceiling = self._prices.ceiling_nano(
             self._price_list,
@@ -170,9 +172,11 @@ class Scribe:
         return Settlement(chunk, index, None, pack_completion(kept), 0, _outcome(reason), reused=True)
 
     def failed(
-        self, chunk: int, index: int, call: str, error: ProviderError, fingerprint: str, *, lost: bool
+        self, chunk: int, index: int, call: str, error: ProviderError, fingerprint: str, *, lost_nano: int | None
     ) -> Settlement:
-        """This prompt gets no completion; why is kept in its place."""
+        """This prompt gets no completion; why is kept in its place.
+
+        lost_nano: the most the call can have cost; None when it is not billed."""
         self._reasons[error.provider_code or error.code] = self._reasons.get(error.provider_code or error.code, 0) + 1
         kept = StoredCompletion(
             id=self._id(index),
@@ -183,7 +187,8 @@ class Scribe:
             provider_request_id=error.request_id,
             error=job_error(error, self._job.stage),
         )
-        return Settlement(chunk, index, call, pack_completion(kept), 0, "failed", lost, fingerprint=fingerprint)
+        cost, lost = lost_nano or 0, lost_nano is not None
+        return Settlement(chunk, index, call, pack_completion(kept), cost, "failed", lost, fingerprint=fingerprint)
 
     def smoke_failure(self, *, settled: int, accepted: int, reasons: Mapping[str, int] | None = None) -> JobError:
         """reasons: why the others cannot be used; None for what this worker has seen on their arrival."""

@@ -394,7 +394,8 @@ class Pump:
                 else:
                     self._again(run, call, after_seconds=after_seconds, lost=lost)
             case GiveUp(_, lost):
-                run.settle(run.scribe.failed(call.chunk, call.index, call.id, error, call.fingerprint, lost=lost))
+                cost = run.scribe.ceiling_nano(call.prompt, call.index) if lost else None
+                run.settle(run.scribe.failed(call.chunk, call.index, call.id, error, call.fingerprint, lost_nano=cost))
                 self._slots.release(run)
                 self._fill()
             case Stop(kind, code):
@@ -412,7 +413,8 @@ class Pump:
 
     def _end_call(self, run: Run, call: Call, *, lost: bool) -> None:
         """The call is over without settling its prompt: its hold on the budget ends, or stays if it may be billed."""
-        run.settle(Settlement(call.chunk, call.index, call.id, b"", None, "failed", lost, fingerprint=call.fingerprint))
+        cost = run.scribe.ceiling_nano(call.prompt, call.index) if lost else None
+        run.settle(Settlement(call.chunk, call.index, call.id, b"", cost, "failed", lost, fingerprint=call.fingerprint))
         self._slots.release(run)
 
     # --- what runs beside ---------------------------------------------------------------------------------------------

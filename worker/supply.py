@@ -13,7 +13,7 @@ import structlog
 
 from shared.errors import StoreError
 from shared.store import Store
-from shared.store.passes import PassId
+from shared.store.passes import Holder, PassId
 from worker.recovery import Recovery
 from worker.runs import Call, Run
 
@@ -89,17 +89,17 @@ class Supply:
             run.bell.set()
             self.top_up(run)
 
-    async def _take_up(self, run: Run, chunk: int, takeover: bool) -> None:
-        """takeover: its last holder vanished, and may still be handing in answers or have lost some."""
+    async def _take_up(self, run: Run, chunk: int, holder: Holder) -> None:
+        """holder: the last one, who may have lost calls; one that vanished may still be handing in answers."""
         first = chunk * run.job.chunk_size
         run.chunks[chunk] = set()
-        if takeover:
+        if holder == "vanished":
             await asyncio.sleep(self._leases.takeover_grace_seconds)
         try:
             prompts = await self._store.content.prompt_chunk(run.pass_id.job_id, run.plan.prompt_set, chunk)
             settled = await self._store.passes.settled_indexes(run.pass_id, chunk)
             open_ = {index: prompt for index, prompt in enumerate(prompts, start=first) if index not in settled}
-            lost = await self._store.passes.lost_calls(run.pass_id, list(open_)) if takeover else {}
+            lost = await self._store.passes.lost_calls(run.pass_id, list(open_)) if holder != "nobody" else {}
         except StoreError:
             del run.chunks[chunk]
             await insist(lambda: self._store.passes.give_back(run.pass_id, self.token, [chunk]))
@@ -114,7 +114,9 @@ class Supply:
             if run.plan.role == "teacher" and prompt.completion is not None:
                 run.settle(run.scribe.supplied(chunk, index, prompt))
                 continue
-            call = Call(chunk, index, prompt, run.scribe.ceiling_nano(prompt, index), run.scribe.fingerprint(prompt))
+            # What a lost call may cost is told by the one that asks the same again.
+            reserve = run.scribe.ceiling_nano if index in lost else run.scribe.reserve_nano
+            call = Call(chunk, index, prompt, reserve(prompt, index), run.scribe.fingerprint(prompt))
             run.mine.add(index)
             if index in lost and self._recovery.possible(run, call):
                 call.id = lost[index]

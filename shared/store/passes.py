@@ -18,6 +18,9 @@ from shared.store.spending import DayLimit
 
 Outcome = Literal["accepted", "rejected", "failed"]
 Opening = Literal["complete", "opened", "open"]
+#: Whose a chunk was last: of no worker, of one that gave it back, or of one whose lease has run out.
+Holder = Literal["nobody", "returned", "vanished"]
+_HOLDERS: Final[tuple[Holder, ...]] = ("nobody", "returned", "vanished")
 Answer = Literal["go", "stopped", "unleased", "settled", "smoke", "budget", "day", "paid", "twin"]
 UNLIMITED: Final = ""
 _TURN_MS: Final = 30_000  # so long the same tenants are drawn for, when there are more than a pump takes at once
@@ -61,7 +64,8 @@ class Settlement:
     """The end of one prompt in one pass.
 
     call: id of the call that ended, None when none was made (a completion the caller supplied or the ledger had).
-    blob: empty when the call ended without settling the prompt: it will be asked again.  cost_nano: None when unpriced.
+    blob: empty when the call ended without settling the prompt: it will be asked again.  cost_nano: None when unpriced;
+    of a lost call the most it can be, which counts where it had reserved nothing.
     lost: there was no answer, and the provider may have billed it.  fingerprint: of what was asked, "" to leave the
     ledger alone; ledger_seconds: how long it may be reused."""
 
@@ -81,7 +85,7 @@ class Settlement:
 @dataclass(frozen=True)
 class Beginning:
     """A call about to be made.  call: its id, never used before, beginning with the worker's token.
-    ceiling_nano: the most it can cost."""
+    ceiling_nano: the most it can cost, to be reserved; 0 where nothing is limited."""
 
     chunk: int
     index: int
@@ -175,9 +179,9 @@ class PassStore:
             for tenant, (job_id, _, name) in zip(tenants, members, strict=True)
         ]
 
-    async def claim_chunk(self, pass_id: PassId, token: str, *, lease_seconds: float) -> tuple[int, bool] | None:
-        """(chunk, taken over from a worker that vanished), or None when nothing is free."""
-        chunk, takeover = await self._scripts.run_together(
+    async def claim_chunk(self, pass_id: PassId, token: str, *, lease_seconds: float) -> tuple[int, Holder] | None:
+        """(chunk, who had it before), or None when nothing is free."""
+        chunk, holder = await self._scripts.run_together(
             "claim_chunk",
             [
                 keys.pass_row(pass_id.job_id, pass_id.name),
@@ -186,7 +190,7 @@ class PassStore:
             ],
             [token, int(lease_seconds * 1000)],
         )
-        return None if chunk < 0 else (int(chunk), bool(takeover))
+        return None if chunk < 0 else (int(chunk), _HOLDERS[holder])
 
     async def renew_chunks(
         self, pass_id: PassId, token: str, chunks: Sequence[int], *, lease_seconds: float

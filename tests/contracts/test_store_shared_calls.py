@@ -86,7 +86,7 @@ async def test_a_call_whose_chunk_another_worker_holds_or_nobody_is_not_waited_f
             await store.passes.give_back(first.pass_id, "a", [0])
         else:
             await lease_ended(client, first, seconds_ago=0.2)
-            assert await first.claim("c") == (0, True)
+            assert await first.claim("c") == (0, "vanished")
 
         assert await asks(second, "b1", token="b") == "go"
         await second.end(0, "b1", lost=False)

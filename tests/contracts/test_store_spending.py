@@ -93,6 +93,56 @@ async def test_a_lost_call_counts_in_full_until_its_answer_is_found(store, every
     assert await money(store) == (10, 0, 0)
 
 
+async def test_a_lost_call_that_had_reserved_nothing_counts_with_what_its_settlement_says(store, every_script_twice):
+    buyer = await Buyer.of(store)
+    await buyer.begin(0, "a1", 0)
+    await buyer.begin(1, "a2", 100)
+
+    await buyer.end(0, "a1", lost=True, cost_nano=70)
+    await buyer.end(1, "a2", lost=True, cost_nano=70)
+    assert await money(store) == (0, 170, 0)
+    assert await buyer.money() == (0, 0, 170, 2)
+
+    await buyer.settle(0, "a1")
+    assert await money(store) == (10, 100, 0)
+    assert await buyer.money() == (10, 0, 100, 1)
+
+
+async def test_and_without_one_with_the_upper_bound_of_the_call_that_asks_the_same_again(store, every_script_twice):
+    buyer = await Buyer.of(store)
+    await buyer.begin(0, "a1", 0)
+
+    assert await buyer.begin(0, "a2", 70) == "go"
+    assert await money(store) == (0, 70, 70)
+    await buyer.settle(0, "a2")
+
+    assert await money(store) == (10, 70, 0)
+    assert await buyer.money() == (10, 0, 70, 1)
+
+
+async def test_that_upper_bound_counts_before_another_call_begins(store):
+    buyer = await Buyer.of(store, limit_nano=150)
+    await buyer.begin(0, "a1", 0)
+
+    assert await buyer.begin(0, "a2", 80) == "budget"
+    assert await buyer.money() == (0, 0, 80, 1)
+
+
+async def test_one_that_is_lost_after_its_job_has_let_go_of_another_counts_too(store, every_script_twice):
+    buyer = await Buyer.of(store)
+    await buyer.begin(0, "a1", 0)
+    await buyer.begin(1, "a2", 100)
+    await buyer.end_job()
+
+    await buyer.end(0, "a1", lost=True, cost_nano=70)
+    assert await money(store) == (0, 170, 0)
+    await buyer.settle(0, "a1")
+    await buyer.settle(1, "a2")
+
+    assert await money(store) == (20, 0, 0)
+    assert await buyer.money() == (20, 0, 0, 0)
+
+
 async def test_what_is_reserved_one_day_and_settled_the_next_counts_on_the_next(store, client, every_script_twice):
     buyer = await Buyer.of(store)
     await buyer.begin(0, "a1")

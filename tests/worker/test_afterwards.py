@@ -11,6 +11,7 @@ from engines import an_engine, in_training, rung
 from shared.errors import ProviderUnavailable
 from shared.lifecycle import JobStatus
 from shared.models import FineTune
+from shared.pricing import Prices
 from shared.store.jobs import Change
 from shared.store.passes import PassId
 from worker.afterwards import Afterwards
@@ -29,6 +30,11 @@ def store(real_store):
 @pytest.fixture
 def prices(tmp_path):
     return prices_of_a_nano(tmp_path)
+
+
+def afterwards_of(store, prices=None, **fields):
+    lab = Lab(prices="lab").settings("lab")
+    return Afterwards(store, prices or Prices(), {"lab": lab}, **fields)
 
 
 async def with_calls_out(store, teacher, *, limit_nano=10**12):
@@ -72,7 +78,7 @@ async def test_calls_lost_with_their_worker_are_counted_within_its_lease(store, 
         (_, reserved, _, _), of_tenant = await money(store, job)
         assert reserved > 0
         assert of_tenant == (0, reserved)
-    afterwards = Afterwards(store, late_seconds=0.05)
+    afterwards = afterwards_of(store, late_seconds=0.05)
     assert await due(store, job)
 
     await afterwards.look(job.id)
@@ -85,9 +91,29 @@ async def test_calls_lost_with_their_worker_are_counted_within_its_lease(store, 
     assert not await due(store, job)
 
 
+async def test_so_they_are_at_the_most_they_can_cost_where_nothing_is_limited(store, prices, within_a_day):
+    stuck = ScriptedTeacher(seconds=60)
+    async with pumping(store, Lab(stuck, prices="lab"), prices=prices):
+        limited = await with_calls_out(store, stuck)
+        await ended(store, limited, S.CANCELLED)
+        (_, ceiling, _, _), _ = await money(store, limited)
+    other = ScriptedTeacher(seconds=60)
+    async with pumping(store, Lab(other, prices="lab"), prices=prices):
+        job = await with_calls_out(store, other, limit_nano=None)
+        await ended(store, job, S.CANCELLED)
+        assert await money(store, job) == ((0, 0, 0, 0), (0, ceiling))
+
+    async def counted():
+        await afterwards_of(store, prices, late_seconds=0.05).look(job.id)
+        return (await money(store, job))[0][3]
+
+    await until(counted)
+    assert await money(store, job) == ((0, 0, ceiling, OUT), (0, 2 * ceiling))
+
+
 async def test_answers_that_come_after_the_end_of_their_job_are_paid_and_none_is_lost(store, prices, within_a_day):
     teacher = ScriptedTeacher(seconds=1.5)
-    afterwards = Afterwards(store, late_seconds=0.05)
+    afterwards = afterwards_of(store, late_seconds=0.05)
     async with pumping(store, Lab(teacher, prices="lab"), prices=prices):
         job = await with_calls_out(store, teacher)
         await ended(store, job, S.CANCELLED)
@@ -121,7 +147,7 @@ async def test_a_training_that_was_not_cancelled_may_be_billed(store, within_a_d
     assert await money(store, job) == ((0, 500, 0, 0), (0, 500))
 
     for _ in range(2):
-        await Afterwards(store, late_seconds=0.05).look(job.id)
+        await afterwards_of(store, late_seconds=0.05).look(job.id)
 
     assert await money(store, job) == ((0, 0, 500, 0), (0, 500))
     assert not await due(store, job)
@@ -142,7 +168,7 @@ async def test_the_answer_of_a_worker_that_was_only_frozen_is_accounted_for_afte
             if "keep_leases" in repr(task.get_coro()):
                 task.cancel()
         await ended(store, job, S.CANCELLED)
-        afterwards = Afterwards(store, late_seconds=0.05)
+        afterwards = afterwards_of(store, late_seconds=0.05)
 
         async def is_lost():
             await afterwards.look(job.id)

@@ -320,6 +320,20 @@ async def test_a_refused_line_fails_alone_and_a_passing_error_is_asked_again(wor
     assert job.counters.possibly_billed == 0
 
 
+@pytest.mark.parametrize("max_cost_nano", [NANO, None], ids=["budget", "no budget"])
+async def test_an_answer_that_cannot_be_read_may_be_billed(work, batcher, max_cost_nano):
+    batcher.lines_of = lambda custom_id, attempt: None if custom_id == "9" else "Billing"
+    unreadable = {"status_code": 200, "request_id": "r", "body": {"choices": 1}}
+    batcher.extra_lines = [json.dumps({"custom_id": "9", "response": unreadable, "error": None}).encode()]
+    work = await work(max_cost_nano=max_cost_nano, completion_attempts_max=1)
+
+    await work.to_the_end()
+
+    job = await work.job()
+    assert job.counters.possibly_billed == 1
+    assert job.money.unconfirmed_nano == batch_nano(1_000 * (334 + 5)), "a token per byte, and five to come"
+
+
 async def test_what_expires_every_time_fails_in_the_end(work, batcher):
     batcher.lines_of = lambda custom_id, attempt: None if custom_id == "1" else "Billing"
     work = await work(completion_attempts_max=3)

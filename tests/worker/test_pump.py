@@ -428,6 +428,53 @@ async def test_the_budget_pauses_the_job_although_a_worker_died_with_calls_in_fl
     assert (await job.state()).halt.reason == "budget"
 
 
+def lost(times):
+    timeout = ProviderUnavailable("Too late.", provider_code="timeout", billed_maybe=True)
+    return lambda _: [*[timeout] * times, "Billing"]
+
+
+@pytest.mark.parametrize("times", [1, 99], ids=["asked again", "given up"])
+async def test_lost_calls_are_counted_at_the_most_they_can_cost_with_a_limit_and_without(
+    store, tmp_path, times, within_a_day
+):
+    prices, counted = prices_of_a_nano(tmp_path), []
+    for letter, limit_nano in (("A", 10**12), ("B", None)):
+        job = await work(store, source=[a_prompt(f"{letter}{n}") for n in range(10)], limit_nano=limit_nano)
+        async with pumping(store, Lab(ScriptedTeacher(lost(times)), prices="lab"), prices=prices):
+            await until(job.complete)
+        found = await loaded(store, job.job.id)
+        counted.append((found.money.unconfirmed_nano, found.counters.possibly_billed))
+
+    limited, unlimited = counted
+    assert limited == unlimited
+    assert limited[0] > 0
+    assert limited[1] in {10, 30}
+    assert (await store.spending.standing(job.job.tenant)).today.unconfirmed_nano == 2 * limited[0]
+
+
+@pytest.mark.parametrize("way", ["vanished", "returned"])
+async def test_so_are_those_that_die_with_their_worker(store, tmp_path, way):
+    prices, counted = prices_of_a_nano(tmp_path), []
+    for limit_nano in (10**12, None):
+        job = await work(store, 6, limit_nano=limit_nano, chunk_size=3)
+        stuck = ScriptedTeacher(seconds=60)
+        async with pumping(store, Lab(stuck, prices="lab"), prices=prices, shutdown_grace_seconds=0) as (pump, _):
+            await until(lambda stuck=stuck: stuck.at_once == 6)
+            if way == "returned":
+                await pump.stop()
+        async with pumping(store, Lab(ScriptedTeacher(), prices="lab"), prices=prices):
+            await until(job.complete)
+        money = (await loaded(store, job.job.id)).money
+        counted.append((money.unconfirmed_nano, money.reserved_nano))
+        await store.jobs.change(job.job, Change(status=S.FAILED))
+        assert (await loaded(store, job.job.id)).counters.possibly_billed == 6
+        await store._redis.delete(*[name async for name in store._redis.scan_iter("*ledger*")])
+
+    assert counted[0] == counted[1]
+    assert counted[0][0] > 0
+    assert counted[0][1] == 0
+
+
 # --- when the owner stops --------------------------------------------------------------------------------------------
 
 

@@ -5,7 +5,7 @@
 -- ARGV[1] job id  [2] pass name  [3] prefix of the completion keys  [4] token of the worker
 --   [5] most nano-dollars the tenant may spend a day ("": any number)
 --   [6] number of settlements, then for each: chunk, index, call ("" when none was made), blob ("" when the call ended
---   without settling the prompt), cost in nano-dollars ("" unpriced), outcome (accepted, rejected, failed), lost (1: a
+--   without settling the prompt), cost in nano-dollars ("" unpriced; of a lost call the most it can be), outcome (accepted, rejected, failed), lost (1: a
 --   call without an answer that may have been billed), reused (1: paid earlier), ledger key ("" for none), seconds to
 --   keep it there, tokens as "prompt completion cached written reasoning"
 -- then for each call to begin: chunk, index, call, upper bound in nano-dollars, ledger key ("" for none).
@@ -16,7 +16,8 @@
 -- waits for a call does so while its worker keeps the chunk, or has let the lease run out only now: the answers of one
 -- that vanished come within the wait before a takeover, or never.
 -- What a call costs counts on the day its answer is settled; what a lost one may cost, on the day it was lost, which its
--- mark remembers.  Reservations belong to no day: whenever they are settled, they count against that day.
+-- mark remembers: what it had reserved, or where nothing is limited, and so nothing reserved, what its settlement says,
+-- or the upper bound of the call that asks the same again.  Reservations belong to no day: whenever they are settled, they count against that day.
 -- Returns {state, settled, accepted, failed, reserved, answer …}: state is "open", "complete" or "stopped"; reserved,
 -- after a "budget" or "day", only of calls that a worker still waits for; one answer
 -- per call to begin: "go", or why not: "stopped", "unleased", "settled", "smoke", "budget", "day" (the tenant's limit of
@@ -45,7 +46,7 @@ end
 
 local function confirm(amount, on)
   -- The call lost on that day is accounted for after all.
-  if on and redis.call("EXISTS", KEYS[9] .. on) == 1 then
+  if on and amount ~= 0 and redis.call("EXISTS", KEYS[9] .. on) == 1 then
     redis.call("HINCRBY", KEYS[9] .. on, "unconfirmed_nano", -amount)
   end
 end
@@ -68,8 +69,10 @@ local function enter()
   held, day = 0, {}
 end
 
-local function close_mark(index, call, lost)
-  -- Ends one call's hold on the budget.  Returns true when the call was known and not closed before.
+local function close_mark(index, call, lost, ceiling)
+  -- Ends one call's hold on the budget.  ceiling: the most a lost one can cost, where it had reserved nothing.
+  -- Returns whether the call was known and not closed before, and how much more it counts than it had reserved.
+  local more = 0
   local mark = redis.call("HGET", KEYS[3], index)
   local reserved = mark and mark:sub(1, #call + 1) == call .. "|" and mark:sub(#call + 2)
   if reserved then
@@ -78,26 +81,28 @@ local function close_mark(index, call, lost)
     add("reserved_nano", -amount)
     if not let_go then held = held - amount end
     if lost then
-      redis.call("HSET", KEYS[3], index .. "|" .. call, reserved .. "|" .. (let_go or today))
-      add("unconfirmed_nano", reserved)
-      if not let_go then count("unconfirmed_nano", amount) end
+      local most = amount > 0 and amount or ceiling
+      more = most - amount
+      redis.call("HSET", KEYS[3], index .. "|" .. call, string.format("%d", most) .. "|" .. (let_go or today))
+      add("unconfirmed_nano", most)
+      if let_go then confirm(-more, let_go) else count("unconfirmed_nano", most) end
       add("possibly_billed", 1)
       redis.call("HINCRBY", KEYS[2], "lost", 1)
     elseif let_go then
       confirm(amount, let_go)
     end
-    return true
+    return true, more
   end
-  if lost then return false end
+  if lost then return false, 0 end
   local kept = redis.call("HGET", KEYS[3], index .. "|" .. call)
-  if not kept then return false end
+  if not kept then return false, 0 end
   redis.call("HDEL", KEYS[3], index .. "|" .. call)
   local amount, on = kept:match("^(%d+)|?(%d*)$")
   add("unconfirmed_nano", -tonumber(amount))
   confirm(tonumber(amount), on ~= "" and on)
   add("possibly_billed", -1)
   redis.call("HINCRBY", KEYS[2], "lost", -1)
-  return true
+  return true, 0
 end
 
 local function is_kept(call, chunk, claims, chunks, late_ms)
@@ -152,7 +157,7 @@ for _ = 1, tonumber(ARGV[6]) do
   local ledger, ledger_seconds = ARGV[at + 8], ARGV[at + 9]
   local usage = ARGV[at + 10]
   at = at + 11
-  if call ~= "" and close_mark(index, call, lost) and not lost and blob ~= "" then
+  if call ~= "" and close_mark(index, call, lost, tonumber(cost) or 0) and not lost and blob ~= "" then
     local place = 1
     for count in usage:gmatch("%d+") do
       tokens[place] = tokens[place] + tonumber(count)
@@ -241,7 +246,8 @@ if at <= #ARGV then
       -- A mark that stands belongs to a worker that vanished with the answer: it may have been billed.
       local previous = mark and mark:match("^(.*)|%d+$")
       if previous then
-        close_mark(index, previous, true)
+        local _, more = close_mark(index, previous, true, amount)
+        used, of_day = used + more, of_day + more
         if ledger ~= "" and is_of(redis.call("GET", ledger), previous) then redis.call("DEL", ledger) end
       end
       if smoke and smoke ~= "" then

@@ -9,7 +9,7 @@ import structlog
 from msgspec.structs import replace
 
 from shared.errors import ProviderError, ProviderModelMissing, ProviderQuotaExhausted, ProviderUnavailable
-from shared.models import BatchRun
+from shared.models import BatchRun, Prompt
 from shared.store.passes import Settlement
 from worker.providers.answers import parse_completion
 from worker.stages.batches.lines import after_line, failure_of, read_line
@@ -31,6 +31,8 @@ class _Tally:
 class Collecting(BatchStep):
     """The end of a batch that the provider has worked on."""
 
+    _read: tuple[int, list[Prompt]] | None = None  # a chunk and its prompts
+
     async def collect(self, run: BatchRun) -> None:
         """Settle every line of both files, in whatever order they come; done again after a crash, it adds nothing.
 
@@ -41,7 +43,7 @@ class Collecting(BatchStep):
         for file in filter(None, (run.output_file, run.error_file)):
             try:
                 async for line in self._batcher.lines(file):
-                    self._judge(line, asked, tally)
+                    await self._judge(line, asked, tally)
                     if len(tally.settlements) >= SETTLED_TOGETHER:
                         await self._settle(tally)
             except ProviderModelMissing:
@@ -49,7 +51,7 @@ class Collecting(BatchStep):
                 lost = True
         missing = ProviderUnavailable("The batch has no answer to this prompt.", provider_code="batch_line_missing")
         for index, fingerprint in asked.items():
-            self._fail(index, fingerprint, missing, tally, lost=lost)
+            await self._fail(index, fingerprint, missing, tally, lost=lost)
             if len(tally.settlements) >= SETTLED_TOGETHER:
                 await self._settle(tally)
         await self._settle(tally)
@@ -64,7 +66,7 @@ class Collecting(BatchStep):
             {"answered": tally.answered, "failed": tally.failed, "asked_again": tally.again},
         )
 
-    def _judge(self, line: bytes, asked: dict[int, str], tally: _Tally) -> None:
+    async def _judge(self, line: bytes, asked: dict[int, str], tally: _Tally) -> None:
         """One line; one that is no answer to a prompt still open is ignored, so the first of two counts."""
         answer = read_line(line)
         index = answer.index if answer is not None else None
@@ -74,7 +76,7 @@ class Collecting(BatchStep):
             return
         response = answer.response
         if response is None or response.status_code != 200:
-            self._fail(index, fingerprint, failure_of(answer), tally, lost=False)
+            await self._fail(index, fingerprint, failure_of(answer), tally, lost=False)
             return
         try:
             completion = parse_completion(
@@ -83,26 +85,34 @@ class Collecting(BatchStep):
                 latency_ms=None,
             )
         except ProviderError as error:
-            self._fail(index, fingerprint, error, tally, lost=True)
+            await self._fail(index, fingerprint, error, tally, lost=True)
             return
         tally.answered += 1
         tally.settlements.append(
             self._scribe.answered(self._chunk(index), index, self._call(index), completion, fingerprint)
         )
 
-    def _fail(self, index: int, fingerprint: str, error: ProviderError, tally: _Tally, *, lost: bool) -> None:
+    async def _fail(self, index: int, fingerprint: str, error: ProviderError, tally: _Tally, *, lost: bool) -> None:
         chunk, call = self._chunk(index), self._call(index)
+        cost = await self._ceiling_nano(index) if lost else None
         attempts_max = self._settings.completion_attempts_max
         decision = after_line(error, attempt=self.run.attempt, attempts_max=attempts_max)
         if decision == "failed":
             tally.failed += 1
-            tally.settlements.append(self._scribe.failed(chunk, index, call, error, fingerprint, lost=lost))
+            tally.settlements.append(self._scribe.failed(chunk, index, call, error, fingerprint, lost_nano=cost))
             return
         if decision == "again":
             tally.again += 1
         else:
             tally.stop = error
-        tally.settlements.append(self._without_answer(index, fingerprint, lost=lost))
+        tally.settlements.append(self._without_answer(index, fingerprint, lost_nano=cost))
+
+    async def _ceiling_nano(self, index: int) -> int:
+        """The most that the call for this prompt can cost.  Lost ones come in order, so the last chunk is kept."""
+        chunk, first = self._chunk(index), self._chunk(index) * self._job.chunk_size
+        if self._read is None or self._read[0] != chunk:
+            self._read = chunk, await self._look.content.prompt_chunk(self._job.id, "source", chunk)
+        return self._scribe.ceiling_nano(self._read[1][index - first], index)
 
     async def _settle(self, tally: _Tally) -> None:
         settlements, tally.settlements = tally.settlements, []

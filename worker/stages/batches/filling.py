@@ -82,7 +82,7 @@ class Filling(BatchStep):
             if fingerprint in paid:
                 settlements.append(self._scribe.reused(chunk, index, paid[fingerprint]))
             else:
-                ceiling = self._scribe.ceiling_nano(open_[index], index)
+                ceiling = self._scribe.reserve_nano(open_[index], index)
                 beginnings.append(Beginning(chunk, index, self._call(index), ceiling, fingerprint))
         return settlements, beginnings
 

@@ -97,15 +97,17 @@ class BatchStep:
                 if calls.get(index) == self._call(index):
                     yield index, prompt
 
-    def _without_answer(self, index: int, fingerprint: str, *, lost: bool) -> Settlement:
-        call = self._call(index)
-        return Settlement(self._chunk(index), index, call, b"", None, "failed", lost, fingerprint=fingerprint)
+    def _without_answer(self, index: int, fingerprint: str, *, lost_nano: int | None) -> Settlement:
+        """lost_nano: the most the call can have cost; None when it is not billed."""
+        chunk, call, lost = self._chunk(index), self._call(index), lost_nano is not None
+        return Settlement(chunk, index, call, b"", lost_nano, "failed", lost, fingerprint=fingerprint)
 
     async def _let_go(self, *, lost: bool) -> None:
         """End the calls of this batch that nothing came of.  lost: they may be billed."""
         ended: list[Settlement] = []
         async for index, prompt in self._begun():
-            ended.append(self._without_answer(index, self._scribe.fingerprint(prompt), lost=lost))
+            cost = self._scribe.ceiling_nano(prompt, index) if lost else None
+            ended.append(self._without_answer(index, self._scribe.fingerprint(prompt), lost_nano=cost))
             if len(ended) >= SETTLED_TOGETHER:
                 await self._tick(ended, [])
                 ended = []
