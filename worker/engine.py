@@ -11,6 +11,7 @@ import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from datetime import timedelta
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -413,6 +414,15 @@ class Engine:
                         f"  Your jobs may spend {usd(limit)} dollars a day, so it goes on only when your operator"
                         " allows more."
                     )
+                else:
+                    standing = await self._tools.store.spending.standing(job.tenant)
+                    left, tomorrow = standing.left_nano or 0, standing.today.day + timedelta(days=1)
+                    message += (
+                        f"  Of the {usd(limit)} dollars that your jobs may spend a day, {usd(left)} are left today."
+                        f"  It goes on by itself at {tomorrow} 00:00 UTC, or sooner when enough of what other jobs have"
+                        " reserved is free again."
+                    )
+                    data["left_usd"] = usd(left)
             if needs and fields["paused_reason"] is PausedReason.BUDGET:
                 # What this look has spent or reserved itself counts, too.
                 money = (await self._jobs.load(job.id) or job).money

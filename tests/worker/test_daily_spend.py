@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from builders import a_day_passes, a_job, a_spec, accepted, loaded, prompts
@@ -115,6 +115,23 @@ async def test_a_call_that_costs_more_than_a_whole_day_allows_fails_the_job_and_
     assert "0.000001 dollars that your jobs may spend a day" in ended.error.message
     assert "may cost up to 0.0000" in ended.error.message
     assert teacher.asked == []
+
+
+async def test_a_job_that_waits_for_the_next_day_says_when_it_goes_on_and_what_is_left_today(day):
+    day = day(200_000)
+    job = await accepted(day.store, a_whole_job(), prompts(20))
+    async with pumping(day.store, day.lab, prices=day.prices):
+        await day.rung(job, paused)
+
+    *_, event = [
+        found for found in await day.store.jobs.events(job.id, after=0, limit=100) if "paused" in found.message
+    ]
+    standing = await day.store.spending.standing(job.tenant)
+    tomorrow = standing.today.day + timedelta(days=1)
+    left = usd(standing.left_nano)
+    assert f"Of the 0.0002 dollars that your jobs may spend a day, {left} are left today." in event.message
+    assert f"goes on by itself at {tomorrow} 00:00 UTC" in event.message
+    assert (event.data["day_limit_usd"], event.data["left_usd"]) == ("0.0002", left)
 
 
 async def test_a_job_that_waits_for_the_next_day_is_looked_at_again_soon(day, valkey_client):
