@@ -30,6 +30,7 @@ from shared.jobs import Jobs
 from shared.planning import Planner
 from shared.preflight import Catalogues, Preflight
 from shared.pricing import Prices
+from shared.prompts import json_fault
 from shared.provider_events import ProviderEvents
 from shared.rules import invalid
 from shared.settings import Settings
@@ -281,9 +282,7 @@ def parse_json(body: bytes) -> Any:
     except UnicodeDecodeError as error:
         raise BadRequest(f"The body is not UTF-8 (byte {error.start} of a text).") from None
     except msgspec.MsgspecError as error:
-        place = str(error).rpartition("(byte ")[2]
-        at = f" Reading stopped at byte {place[:-1]}." if place[:-1].isdecimal() else ""
-        raise BadRequest(f"The body is not valid JSON.{at}") from None
+        raise BadRequest(f"The body {json_fault(error)}.") from None
     layer: list[Any] = [[value]]
     for _ in range(DEEPEST_JSON + 1):
         if not layer:

@@ -29,7 +29,8 @@ PROBLEMS: Final[Mapping[str, Problem]] = {
         "The body is not JSON",
         "The body could not be read as JSON in UTF-8.  NaN, Infinity, lone surrogates, whole numbers of more than"
         " 64 bits, numbers that no double can hold and nesting deeper than 64 levels are not accepted either.",
-        "Send one JSON object.  `detail` says where reading stopped.",
+        "Send one JSON object.  `detail` says what is wrong, and at which byte reading stopped where that can be told:"
+        " not of a number that is out of range, a text that breaks off and nesting.",
     ),
     "malformed_form": Problem(
         400,

@@ -15,7 +15,7 @@ from shared.errors import Fault
 from shared.exports import may_give_a_pair
 from shared.models import INSTRUCTIONS, Prompt, PromptCounts
 from shared.pricing import prompt_size
-from shared.prompts import FAULTS_MAX, KEY_MAX_CHARS, MESSAGES_MAX, ROLES, chars_of, read_prompt
+from shared.prompts import FAULTS_MAX, KEY_MAX_CHARS, MESSAGES_MAX, ROLES, chars_of, json_fault, read_prompt
 
 DEEPEST_JSON: Final = 64  # levels; what later recurses over a prompt must never run out of stack
 _BOM: Final = b"\xef\xbb\xbf"
@@ -178,9 +178,7 @@ class PromptReader:
         except UnicodeDecodeError:
             return [Fault("", "malformed_json", "is not UTF-8")]
         except msgspec.MsgspecError as error:
-            place = str(error).rpartition("(byte ")[2][:-1]
-            at = f"; reading stopped at byte {place}" if place.isdecimal() else ""
-            return [Fault("", "malformed_json", f"is not valid JSON{at}")]
+            return [Fault("", "malformed_json", json_fault(error))]
         found = _plain(value) or _checked(value, line)
         if isinstance(found, list):
             return found

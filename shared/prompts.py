@@ -227,6 +227,15 @@ def unknown_field(name: str, known: Sequence[str]) -> str:
     return "is not a known field" + (f"; did you mean {near[0]}?" if near else "")
 
 
+def json_fault(error: msgspec.MsgspecError) -> str:
+    """What is wrong with a text that is no JSON, and where as far as the decoder tells: of a number it cannot hold it
+    does not.  Repeats nothing of the text."""
+    if isinstance(error, msgspec.ValidationError):  # nothing is asked of the values but that they can be held
+        return "holds a number that is out of range"
+    place = str(error).rpartition("(byte ")[2][:-1]
+    return "is not valid JSON" + (f"; reading stopped at byte {place}" if place.isdecimal() else "")
+
+
 def token(name: str) -> str:
     """A field name as an RFC 6901 reference token, cut to a length worth reading."""
     return name[:_NAME_MAX_CHARS].replace("~", "~0").replace("/", "~1")

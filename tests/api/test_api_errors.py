@@ -152,6 +152,22 @@ async def test_no_value_of_the_caller_is_repeated(api: Api):
         assert "verysecret" not in (await api.http.get(path)).text
 
 
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        (b'{"a": [1,]}', "is not valid JSON; reading stopped at byte 9."),
+        (b'{"a": 1e999}', "holds a number that is out of range."),
+        (b'{"a": ' + b"9" * 5_000 + b"}", "holds a number that is out of range."),
+        (b'{"a": ' + b"9" * 30 + b"}", "holds a whole number of more than 64 bits."),
+        (b'{"a": ', "is not valid JSON."),
+    ],
+)
+async def test_a_body_that_is_no_json_is_told_what_is_wrong_with_it(api: Api, body: bytes, says: str):
+    answer = await api.http.post("/v1/jobs", content=body, headers=JSON)
+    problem = problem_of(answer)
+    assert (answer.status_code, problem["code"], problem["detail"]) == (400, "malformed_json", f"The body {says}")
+
+
 async def test_a_body_over_the_limit_is_refused_declared_or_not():
     redis = FakeServer()
     api = Api(some_settings(body_max_bytes=1_000), Store(redis, script_headers=False), redis)
