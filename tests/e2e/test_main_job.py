@@ -208,3 +208,29 @@ def test_a_job_that_is_held_at_once_buys_nothing_until_it_is_resumed(tmp_path: P
         system.client.post(f"/v1/jobs/{job['id']}/resume").raise_for_status()
         ended = system.finished(job["id"])
         assert (ended["status"], ended["error"]) == ("succeeded", None)
+
+
+def test_a_job_that_can_only_fail_ends_before_it_costs_much(tmp_path: Path) -> None:
+    with System(tmp_path, settings={"PROVIDERS__SANDBOX__EXAMPLES_MIN": "10"}) as system:
+        system.start_worker()
+
+        def billed() -> int:
+            bought: int = system.sandbox.ledger()["per_model"].get(TEACHER, {}).get("completions_billed", 0)
+            return bought
+
+        missed = {"min_accepted": 5, "response_schema": {"type": "object", "required": ["foo"]}}
+        failed = system.finished(system.submit(prompts=60, curation=missed)["id"])
+        assert (failed["error"]["code"], billed()) == ("smoke_test_failed", 8)
+        assert "(invalid_schema: 8)" in failed["error"]["message"]
+
+        again = system.client.post(f"/v1/jobs/{failed['id']}/retry").raise_for_status().json()
+        retried = system.finished(again["id"])
+        ledger = system.sandbox.ledger()
+        assert (retried["error"]["code"], retried["progress"]["reused"]) == ("smoke_test_failed", 8)
+        assert ledger["completions_billed"] == ledger["distinct_prompts_billed"] <= 16
+
+        few = system.submit(prompts=13, first=1_000, curation={"min_accepted": 5}, split={"validation": 0.3})
+        assert "examples_few" in [warning["code"] for warning in few["warnings"]]
+        short = system.finished(few["id"])
+        assert (short["error"]["code"], short["error"]["param"]) == ("too_few_accepted", "students.0.provider")
+        assert system.sandbox.ledger()["files_created"] == 0
