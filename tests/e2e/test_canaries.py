@@ -26,7 +26,7 @@ _ID = re.compile(r"job_[a-z0-9]+")
 def commands_of(url: str) -> Iterator[list[str]]:
     """What every client says to Redis while the block runs."""
     said: list[str] = []
-    with redis.Redis.from_url(url) as client, client.monitor() as monitor:
+    with redis.Redis.from_url(url, socket_timeout=None) as client, client.monitor() as monitor:  # however long none speaks
         listening = threading.Thread(target=lambda: said.extend(_listened(monitor)), daemon=True)
         listening.start()
         yield said
