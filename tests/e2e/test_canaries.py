@@ -24,9 +24,9 @@ _ID = re.compile(r"job_[a-z0-9]+")
 
 @contextmanager
 def commands_of(url: str) -> Iterator[list[str]]:
-    """What every client says to Redis while the block runs."""
+    """What every client says to Redis while the block runs, however long none says anything."""
     said: list[str] = []
-    with redis.Redis.from_url(url, socket_timeout=None) as client, client.monitor() as monitor:  # however long none speaks
+    with redis.Redis.from_url(url, socket_timeout=None) as client, client.monitor() as monitor:
         listening = threading.Thread(target=lambda: said.extend(_listened(monitor)), daemon=True)
         listening.start()
         yield said
