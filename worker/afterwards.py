@@ -1,8 +1,8 @@
 """What becomes of what was under way when its job ended.
 
 Answers are stored and paid as they come.  Those of a worker that vanished never come, and no other takes its chunks
-over: they are counted as lost once its lease has run out, at the most they can cost.  What is reserved then is of a
-training that the provider would not cancel, and may be billed as well."""
+over: they are counted as lost once its lease has run out, at the most they can cost.  What is still
+reserved then is nobody's, and may be billed as well."""
 
 from __future__ import annotations
 

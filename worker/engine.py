@@ -33,7 +33,7 @@ from worker.stages.curate import curate
 from worker.stages.deployments import is_told
 from worker.stages.evaluate import evaluate
 from worker.stages.generate import generate
-from worker.stages.train import cancel_training, train, train_while_paused
+from worker.stages.train import cancel_training, leave_training, train, train_while_paused
 
 _log: Final = structlog.get_logger()
 
@@ -204,7 +204,7 @@ class Engine:
             return Fail(job_error(error, job.stage))
         except ProviderError as error:
             if job.status is JobStatus.CANCELLING:
-                return self._after_failed_stop(job, error)
+                return await self._after_failed_stop(job, error)
             if isinstance(error, ProviderQuotaExhausted):
                 return Pause(PausedReason.PROVIDER_QUOTA)
             return self._after_provider_error(job, error)
@@ -218,7 +218,7 @@ class Engine:
         try:
             stopped = await self._stop(job, save)
         except ProviderError as error:
-            stopped = self._after_failed_stop(job, error)
+            stopped = await self._after_failed_stop(job, error)
         if isinstance(stopped, Wait):
             return stopped
         late = JobFailed(
@@ -276,13 +276,13 @@ class Engine:
         wait = max(error.retry_after_seconds or 0.0, self._backoff(failed))
         return Wait(wait, set={"stage_attempts": failed}, progress=False)
 
-    def _after_failed_stop(self, job: Job, error: ProviderError) -> Stopped | Wait:
+    async def _after_failed_stop(self, job: Job, error: ProviderError) -> Stopped | Wait:
         """The job is to end: the provider is asked a few times to end its part, then it ends here."""
         failed = job.stage_attempts + 1
         if failed < self._settings.stage_attempts_max:
             return Wait(self._backoff(failed), set={"stage_attempts": failed}, progress=False)
         _log.error("provider_work_left_running", stage=job.stage, code=error.code, provider_code=error.provider_code)
-        return Stopped()
+        return await leave_training(job, self._tools)
 
     async def _leaving_no_training_behind(self, job: Job, fail: Fail) -> Outcome:
         """What still trains for other students of a failed job would be billed for nothing."""
@@ -293,7 +293,7 @@ class Engine:
             stopped = await cancel_training(latest, self._tools)
         except ProviderError as error:
             _log.error("provider_work_left_running", code=error.code, provider_code=error.provider_code)
-            return fail
+            stopped = await leave_training(latest, self._tools)
         if isinstance(stopped, Wait):
             return stopped
         events = [*fail.events, *stopped.events]

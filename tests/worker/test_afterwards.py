@@ -133,7 +133,7 @@ async def test_answers_that_come_after_the_end_of_their_job_are_paid_and_none_is
     assert not await due(store, job)
 
 
-async def test_a_training_that_was_not_cancelled_may_be_billed(store, within_a_day):
+async def test_what_nobody_accounts_for_at_the_end_may_be_billed(store, within_a_day):
     class Deaf(ScriptedTrainer):
         async def cancel(self, job_id):
             raise ProviderUnavailable("Down.")
@@ -141,7 +141,7 @@ async def test_a_training_that_was_not_cancelled_may_be_billed(store, within_a_d
     job = await in_training(store)
     engine = an_engine(store, Lab(trainer=Deaf()), stage_attempts_max=2)
     await store.jobs.change(job, Change(add={"reserved_nano": 500}))
-    tune = FineTune(step="submitted", fine_tuning_job_id="ftjob-1", reserved_nano=500)
+    tune = FineTune(step="submitted", fine_tuning_job_id="ftjob-1")
     await store.jobs.change(job, Change(set={"fine_tunes": [tune]}, status=S.CANCELLING))
     assert (await rung(store, engine, job)).status is S.CANCELLED
     assert await money(store, job) == ((0, 500, 0, 0), (0, 500))

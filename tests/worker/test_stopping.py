@@ -209,6 +209,25 @@ async def test_a_provider_that_takes_its_time_to_stop_may_bill_what_it_trains(tr
     assert await work.money() == ((0, 0, CEILING), (0, 0, CEILING))
 
 
+@pytest.mark.parametrize("limit_nano", [10**9, None], ids=["budget", "no budget"])
+@pytest.mark.parametrize("how", ["cancelled", "late", "failed"])
+async def test_one_that_the_provider_would_not_stop_may_be_billed_and_is_left_to_the_deletion(
+    training, trainer, how, limit_nano
+):
+    work = await training(limit_nano=limit_nano)
+
+    async def away(job_id):
+        raise ProviderUnavailable("Down.")
+
+    trainer.cancel = away
+    ended = await work.stopped(how, stage_attempts_max=2)
+
+    assert await work.money() == ((0, 0, CEILING), (0, 0, CEILING))
+    assert len(await work.told("did not stop the training of student 0")) == 1
+    wanted = cleanup_of(ended, delete_models=True, now_ms=now_ms()).remnants
+    assert [remnant.id for remnant in wanted if remnant.kind is Kind.TRAINING] == ["ftjob-0"]
+
+
 @pytest.mark.parametrize("when", ["while it is followed", "before the job is cancelled"])
 async def test_a_training_that_is_gone_may_be_billed(training, trainer, when):
     work = await training()

@@ -30,6 +30,19 @@ class Stopping(StudentStep):
                 return await self._stop(tune)
         return None
 
+    async def leave(self, tune: FineTune) -> None:
+        """The provider does not stop it, or does not say so.  Its step stays: by that a deletion finds and stops it."""
+        if tune.step not in {"submitted", "intent"}:
+            return
+        tune = self._settled(tune, None)
+        self._say(
+            "error",
+            f"The provider did not stop the training of student {self._number}, so it may go on there.  Up to "
+            f"{usd(tune.unconfirmed_nano)} dollars that it may bill stay unconfirmed.",
+            {"fine_tuning_job_id": tune.fine_tuning_job_id, "unconfirmed_usd": usd(tune.unconfirmed_nano)},
+        )
+        await self._keep(tune)
+
     async def _stop(self, tune: FineTune) -> float | None:
         ids = [tune.fine_tuning_job_id] if tune.fine_tuning_job_id else []
         is_lost = tune.step == "intent"

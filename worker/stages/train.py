@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Final, TypeVar
 
 import structlog
 
-from shared.errors import ProviderError
+from shared.errors import JobFailed, ProviderError
 from shared.lifecycle import PausedReason, Stage
 from shared.models import Event, FineTune, Job, JobError, usd
 from worker.outcomes import Done, Fail, Outcome, Pause, Stopped, Wait
@@ -143,21 +144,45 @@ async def cancel_training(job: Job, tools: Tools) -> Stopped | Wait:
 
     Nothing is written before all is stopped: the record, the money and the end of the job are one step, and after a
     crash before it everything is asked again."""
-    tunes, events, waits = list(job.fine_tunes), list[Event](), list[float]()
-    for number, tune in enumerate(tunes):
-
-        async def keep(changed: FineTune, number: int = number) -> None:
-            tunes[number] = changed
-
-        wait = await Stopping(job, number, tools, keep, events).stop(tune)
-        if wait is not None:
-            waits.append(wait)
-    if waits:
-        return Wait(min(waits), progress=False)
-    for number, (before, after) in enumerate(zip(job.fine_tunes, tunes, strict=True)):
+    ending = _Ending(job, tools)
+    waits = [await ending.step(number).stop(tune) for number, tune in enumerate(job.fine_tunes)]
+    if looks := [wait for wait in waits if wait is not None]:
+        return Wait(min(looks), progress=False)
+    for number, (before, after) in enumerate(zip(job.fine_tunes, ending.tunes, strict=True)):
         if after.step != before.step:
             await _wait_for(job, number, after, tools)
-    return Stopped(set={"fine_tunes": tunes}, add=_moved(job.fine_tunes, tunes), events=events)
+    return ending.outcome()
+
+
+async def leave_training(job: Job, tools: Tools) -> Stopped:
+    """The provider would not stop what is being trained, or not tell of it.  The job ends all the same, with what that
+    may cost in its books."""
+    ending = _Ending(job, tools)
+    for number, tune in enumerate(job.fine_tunes):
+        with suppress(JobFailed):  # its provider is no longer configured, so it has no price either
+            await ending.step(number).leave(tune)
+    return ending.outcome()
+
+
+class _Ending:
+    """The students of a job that ends without them: their records, to be written in the step that ends it."""
+
+    def __init__(self, job: Job, tools: Tools) -> None:
+        self._job = job
+        self._tools = tools
+        self._events: list[Event] = []
+        self.tunes = list(job.fine_tunes)
+
+    def step(self, number: int) -> Stopping:
+        async def keep(changed: FineTune) -> None:
+            self.tunes[number] = changed
+
+        return Stopping(self._job, number, self._tools, keep, self._events)
+
+    def outcome(self) -> Stopped:
+        return Stopped(
+            set={"fine_tunes": self.tunes}, add=_moved(self._job.fine_tunes, self.tunes), events=self._events
+        )
 
 
 def _moved(before: Sequence[FineTune], after: Sequence[FineTune]) -> dict[str, int]:

@@ -5,9 +5,9 @@
 -- ARGV[1] job id  [2] pass name  [3] prefix of the completion keys  [4] token of the worker
 --   [5] most nano-dollars the tenant may spend a day ("": any number)
 --   [6] number of settlements, then for each: chunk, index, call ("" when none was made), blob ("" when the call ended
---   without settling the prompt), cost in nano-dollars ("" unpriced; of a lost call the most it can be), outcome (accepted, rejected, failed), lost (1: a
---   call without an answer that may have been billed), reused (1: paid earlier), ledger key ("" for none), seconds to
---   keep it there, tokens as "prompt completion cached written reasoning"
+--   without settling the prompt), cost in nano-dollars ("" unpriced; of a lost call the most it can be), outcome
+--   (accepted, rejected, failed), lost (1: a call without an answer that may have been billed), reused (1: paid earlier),
+--   ledger key ("" for none), seconds to keep it there, tokens as "prompt completion cached written reasoning"
 -- then for each call to begin: chunk, index, call, upper bound in nano-dollars, ledger key ("" for none).
 -- A settlement is never refused: what is paid is paid, and the first completion of a prompt is kept.  Money moves only
 -- with the call's mark, so a script sent twice counts once.
@@ -17,7 +17,8 @@
 -- that vanished come within the wait before a takeover, or never.
 -- What a call costs counts on the day its answer is settled; what a lost one may cost, on the day it was lost, which its
 -- mark remembers: what it had reserved, or where nothing is limited, and so nothing reserved, what its settlement says,
--- or the upper bound of the call that asks the same again.  Reservations belong to no day: whenever they are settled, they count against that day.
+-- or the upper bound of the call that asks the same again.  Reservations belong to no day: whenever they are settled,
+-- they count against that day.
 -- Returns {state, settled, accepted, failed, reserved, answer …}: state is "open", "complete" or "stopped"; reserved,
 -- after a "budget" or "day", only of calls that a worker still waits for; one answer
 -- per call to begin: "go", or why not: "stopped", "unleased", "settled", "smoke", "budget", "day" (the tenant's limit of
