@@ -198,7 +198,8 @@ class Jobs:
             now_ms = self._now_ms()
             if job.status is not S.QUEUED:
                 event = _event("Cancelling was requested.", S.CANCELLING, now_ms)
-                return Change(status=S.CANCELLING, set={"paused_reason": None}, events=[event], due_in_seconds=0.0)
+                anew = {"paused_reason": None, "stage_attempts": 0}  # a provider is asked to stop as often as ever
+                return Change(status=S.CANCELLING, set=anew, events=[event], due_in_seconds=0.0)
             return Change(
                 status=S.CANCELLED,
                 set={"finished_at_ms": now_ms, "expires_at_ms": now_ms + job.spec.retention_days * _DAY_MS},

@@ -220,7 +220,7 @@ class Engine:
         except ProviderError as error:
             stopped = await self._after_failed_stop(job, error)
         if isinstance(stopped, Wait):
-            return stopped
+            return replace(stopped, is_late=True)
         late = JobFailed(
             "The job did not finish before its deadline.  What is paid is kept: a retry reuses it and has as long "
             "again; a new job whose source is this one may have more time.",
@@ -310,14 +310,15 @@ class Engine:
         match outcome:
             case Done():
                 return await self._go_on(job, lease, outcome)
-            case Wait(seconds, fields, events, progress):
+            case Wait(seconds, fields, events, progress, is_late):
+                longest = seconds if is_late or job.status is JobStatus.CANCELLING else self._until_deadline(job)
                 more = {} if "stage_attempts" in fields or not job.stage_attempts else {"stage_attempts": 0}
                 told, notices, tale = await self._budget_notice(job)
                 change = Change(
                     set={**fields, **more, **told},
                     events=[*events, *tale],
                     deliveries=notices,
-                    due_in_seconds=min(seconds, self._until_deadline(job)),
+                    due_in_seconds=min(seconds, longest),
                     release=True,
                     progress=progress,
                 )

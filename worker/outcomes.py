@@ -23,12 +23,14 @@ class Done:
 
 @dataclass(frozen=True)
 class Wait:
-    """Nothing to do for now; look again after so many seconds.  progress: something moved since the last look."""
+    """Nothing to do for now; look again after so many seconds.  progress: something moved since the last look.
+    is_late: the deadline has passed, and calls nobody sooner."""
 
     seconds: float
     set: Fields = field(default_factory=dict)
     events: Sequence[Event] = ()
     progress: bool = True
+    is_late: bool = False
 
 
 @dataclass(frozen=True)

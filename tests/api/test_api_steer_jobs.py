@@ -55,6 +55,13 @@ async def test_a_running_job_is_cancelled_by_its_worker_and_asking_again_changes
     assert (done.status_code, done.json()["status"]) == (200, "cancelled")
 
 
+async def test_what_failed_before_a_cancel_takes_nothing_from_the_attempts_to_stop(api: Api):
+    job = await begin(api, await api.create())
+    await api.store.jobs.change(job, Change(set={"stage_attempts": 9}))
+    await api.http.post(f"/v1/jobs/{job.id}/cancel")
+    assert (await api.store.jobs.load(job.id)).stage_attempts == 0
+
+
 @pytest.mark.parametrize("status", [JobStatus.SUCCEEDED, JobStatus.FAILED])
 async def test_an_ended_job_cannot_be_cancelled(api: Api, status: JobStatus):
     job = await begin(api, await api.create())

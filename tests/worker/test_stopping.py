@@ -13,9 +13,10 @@ from msgspec.structs import replace
 
 from shared.cleanup import Kind
 from shared.deletion import cleanup_of
-from shared.errors import ProviderAuthFailed, ProviderRateLimited, ProviderUnavailable
+from shared.errors import JobFailed, ProviderAuthFailed, ProviderRateLimited, ProviderUnavailable
 from shared.lifecycle import TERMINAL, JobStatus
-from shared.models import Budget
+from shared.models import Budget, Student
+from shared.store import keys
 from shared.store.jobs import Change
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("within_a_day")]
@@ -279,6 +280,88 @@ async def test_a_submission_that_was_turned_away_is_not(training, trainer):
     await work.stopped()
 
     assert await work.money() == ((0, 0, 0), (0, 0, 0))
+
+
+# --- students at two providers ---------------------------------------------------------------------------------------
+
+
+class TwoLabs(Lab):
+    """trainers: by the names of the providers that are configured."""
+
+    def __init__(self, trainers):
+        super().__init__(prices="lab")
+        self.trainers = trainers
+
+    def settings(self, name):
+        if name not in self.trainers:
+            raise JobFailed("It is no longer configured.", code="provider_unavailable", retryable=True)
+        return super().settings(name)
+
+    def trainer(self, name):
+        self.settings(name)
+        return self.trainers[name]
+
+
+@pytest.fixture
+async def apart(training, trainer):
+    """A job with a student in training at `lab` and one at `other`."""
+    other = ScriptedTrainer()
+    other.status, other.trained_tokens = "running", trainer.trained_tokens
+    work = await training(students=2, looks=0)
+    students = [Student(provider=name, model="base") for name in ("lab", "other")]
+    await work.store.jobs.change(work.job, Change(set={"spec": replace(work.job.spec, students=students)}))
+    work._lab = TwoLabs({"lab": trainer, "other": other})
+    await work.look(2)
+    work.other = other
+    return work
+
+
+def refusing_to_stop(trainer):
+    async def away(job_id):
+        raise ProviderUnavailable("Down.")
+
+    trainer.cancel = away
+
+
+@pytest.mark.parametrize("how", ["cancelled", "late", "failed"])
+@pytest.mark.parametrize("status", ["running", "succeeded"])
+async def test_a_provider_that_is_away_keeps_nobody_from_stopping_what_trains_elsewhere(apart, trainer, how, status):
+    refusing_to_stop(trainer)
+    apart.other.status = status
+
+    ended = await apart.stopped(how, stage_attempts_max=2)
+
+    assert apart.other.cancelled == (["ftjob-0"] if status == "running" else [])
+    expected = (TOKENS, 0, CEILING) if status == "succeeded" else (0, 0, 2 * CEILING)
+    assert await apart.money() == (expected, expected)
+    assert [tune.step for tune in ended.fine_tunes] == ["submitted", "ended"]
+    assert len(await apart.told("did not stop the training of student 0")) == 1
+    assert await apart.told("did not stop the training of student 1") == []
+
+
+@pytest.mark.parametrize("how", ["cancelled", "late", "while it trains"])
+async def test_a_job_ends_although_a_provider_of_its_students_is_no_longer_configured(apart, how):
+    del apart._lab.trainers["lab"]
+    if how != "while it trains":
+        await apart.stop(how)
+
+    ended = await apart.look(60, stage_attempts_max=2)
+
+    assert ended.status is (S.CANCELLED if how == "cancelled" else S.FAILED)
+    assert ended.error is None or ended.error.code == ("deadline_exceeded" if how == "late" else "provider_unavailable")
+    assert apart.other.cancelled == ["ftjob-0"]
+    assert (await apart.money())[1] == (0, 0, 2 * CEILING)
+
+
+async def test_after_the_deadline_a_provider_that_is_away_is_given_its_time(training, trainer):
+    work = await training()
+    refusing_to_stop(trainer)
+    await work.stop("late")
+
+    await work.look(1, retry_base_seconds=30, retry_cap_seconds=60)
+
+    due_ms = await work.store._redis.zscore(keys.DUE, f"job:{work.job.id}")
+    assert due_ms - now_ms() > 20_000
 
 
 # --- crashes ---------------------------------------------------------------------------------------------------------

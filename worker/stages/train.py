@@ -8,7 +8,7 @@ from typing import Final, TypeVar
 
 import structlog
 
-from shared.errors import JobFailed, ProviderError
+from shared.errors import JobFailed, ProviderError, ProviderUnavailable
 from shared.lifecycle import PausedReason, Stage
 from shared.models import Event, FineTune, Job, JobError, usd
 from worker.outcomes import Done, Fail, Outcome, Pause, Stopped, Wait
@@ -143,25 +143,36 @@ async def cancel_training(job: Job, tools: Tools) -> Stopped | Wait:
     cannot any more.
 
     Nothing is written before all is stopped: the record, the money and the end of the job are one step, and after a
-    crash before it everything is asked again."""
-    ending = _Ending(job, tools)
-    waits = [await ending.step(number).stop(tune) for number, tune in enumerate(job.fine_tunes)]
-    if looks := [wait for wait in waits if wait is not None]:
-        return Wait(min(looks), progress=False)
-    for number, (before, after) in enumerate(zip(job.fine_tunes, ending.tunes, strict=True)):
-        if after.step != before.step:
-            await _wait_for(job, number, after, tools)
-    return ending.outcome()
+    crash before it everything is asked again.  Raises ProviderError once every provider was asked."""
+    ending, waits, failed = _Ending(job, tools), list[float](), list[ProviderError]()
+    for number, tune in enumerate(job.fine_tunes):
+        try:
+            wait = await ending.step(number).stop(tune)
+        except ProviderError as error:
+            failed.append(error)
+        except JobFailed as error:  # its provider is no longer configured: an operator may yet mend that
+            failed.append(ProviderUnavailable(str(error)))
+        else:
+            waits += [] if wait is None else [wait]
+    if failed:
+        raise failed[0]
+    return Wait(min(waits), progress=False) if waits else await ending.outcome()
 
 
 async def leave_training(job: Job, tools: Tools) -> Stopped:
-    """The provider would not stop what is being trained, or not tell of it.  The job ends all the same, with what that
-    may cost in its books."""
+    """A provider would not stop what is being trained, or not tell of it.  The job ends all the same, with what that
+    may cost in its books; what others have stopped is accounted for as ever."""
     ending = _Ending(job, tools)
     for number, tune in enumerate(job.fine_tunes):
         with suppress(JobFailed):  # its provider is no longer configured, so it has no price either
-            await ending.step(number).leave(tune)
-    return ending.outcome()
+            step = ending.step(number)
+            try:
+                is_out = await step.stop(tune) is not None
+            except ProviderError:
+                is_out = True
+            if is_out:
+                await step.leave(tune)
+    return await ending.outcome()
 
 
 class _Ending:
@@ -179,7 +190,10 @@ class _Ending:
 
         return Stopping(self._job, number, self._tools, keep, self._events)
 
-    def outcome(self) -> Stopped:
+    async def outcome(self) -> Stopped:
+        for number, (before, after) in enumerate(zip(self._job.fine_tunes, self.tunes, strict=True)):
+            if after.step != before.step:
+                await _wait_for(self._job, number, after, self._tools)
         return Stopped(
             set={"fine_tunes": self.tunes}, add=_moved(self._job.fine_tunes, self.tunes), events=self._events
         )
