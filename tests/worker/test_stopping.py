@@ -169,6 +169,36 @@ async def test_of_two_submissions_both_are_paid(training, trainer):
     assert await work.money() == ((2 * TOKENS, 0, 0), (2 * TOKENS, 0, 0))
 
 
+@pytest.mark.parametrize(
+    ("kept", "other", "spent", "unconfirmed"),
+    [
+        ("succeeded", "succeeded", 2 * TOKENS, 0),
+        ("succeeded", "running", TOKENS, CEILING),
+        ("succeeded", "queued", TOKENS, 0),
+        ("failed", "running", 0, CEILING),
+        ("cancelled", "succeeded", TOKENS, CEILING),
+        ("deleted", "running", 0, 2 * CEILING),
+    ],
+)
+async def test_the_other_of_two_submissions_is_stopped_and_paid_when_the_one_that_is_kept_ends(
+    training, trainer, kept, other, spent, unconfirmed
+):
+    trainer.faults["submit!"] = LOST
+    trainer.visible_after = 3
+    work = await training(looks=8, unknown_outcome_wait_seconds=0.01)
+    [tune] = (await loaded(work.store, work.job.id)).fine_tunes
+    assert (len(trainer.jobs), tune.fine_tuning_job_id) == (2, "ftjob-1")
+    trainer.visible_after, trainer.unlisted = 0, {"ftjob-1"} if kept == "deleted" else set()
+    trainer.statuses = {"ftjob-1": kept, "ftjob-0": other}
+    trainer.deleted = {"ftjob-1"} if kept == "deleted" else set()
+
+    ended = await rung(work.store, work.engine(), work.job, until_step="ended")
+
+    assert ended.fine_tunes[0].status == kept
+    assert trainer.cancelled == ([] if other == "succeeded" else ["ftjob-0"])
+    assert await work.money() == ((spent, 0, unconfirmed), (spent, 0, unconfirmed))
+
+
 # --- it was stopped on its way ---------------------------------------------------------------------------------------
 
 

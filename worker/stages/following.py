@@ -53,8 +53,8 @@ class Following(StudentStep):
             return min(_LATER_SECONDS, interval) * _jitter()
         job = seen.job
         if job is None:
-            gone = self._settled(tune, None)
-            await self._end(gone, status="deleted", error=self._failure("was deleted at the provider", None))
+            error = self._failure("was deleted at the provider", None)
+            await self._end(await self._all_settled(tune, None), status="deleted", error=error)
             return None
         if self._events_due(tune, job, interval, followed=seen.followed):
             tune = await self._recording.read(tune)
@@ -72,15 +72,19 @@ class Following(StudentStep):
                     return None if landed.step == "ended" else AWAITING_SECONDS
             case "failed":
                 error = self._failure("failed at the provider", job)
-                await self._end(self._settled(tune, job), status=job.status, error=error)
+                await self._end(await self._all_settled(tune, job), status=job.status, error=error)
                 return None
             case "cancelled":
                 error = self._failure("was cancelled at the provider", job)
-                await self._end(self._settled(tune, job), status=job.status, error=error)
+                await self._end(await self._all_settled(tune, job), status=job.status, error=error)
                 return None
         if tune != before:
             await self._keep(tune)
         return interval * _jitter()
+
+    async def _all_settled(self, tune: FineTune, job: TrainingJob | None) -> FineTune:
+        others = await self._others_ended(tune) if tune.submissions > 1 else []
+        return self._settled(tune, job, *others)
 
     def _events_due(self, tune: FineTune, job: TrainingJob, interval: float, *, followed: int) -> bool:
         """At every look while few jobs are in training; of many, each has its turn, or has something to tell."""

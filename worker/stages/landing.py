@@ -25,10 +25,10 @@ class Landing(StudentStep):
         model, checkpoint = await self.model_of(job)
         if model is None and way != "deployment":
             return None
-        await self._found(tune)
+        others = await self._others_ended(tune)
         recording = Recording(self._job, self._number, self._tools, self._keep, self._events)
         tune = await recording.complete(tune, job)
-        tune = replace(self._settled(tune, job), fine_tuned_model=model)
+        tune = replace(self._settled(tune, job, *others), fine_tuned_model=model)
         if model is not None:
             retires = await last_day(self._tools, self._student.provider, model, otherwise=tune.shutdown_date)
             tune = replace(tune, shutdown_date=retires)

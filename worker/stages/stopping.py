@@ -10,10 +10,8 @@ from collections.abc import Sequence
 
 from msgspec.structs import replace
 
-from shared.errors import ProviderError
 from shared.models import FineTune, usd
 from shared.ports import TrainingJob
-from worker.noticeboard import ENDED
 from worker.stages.landing import Landing
 from worker.stages.student import LOOK_FOR_LOST_SECONDS, StudentStep, given_up
 
@@ -59,22 +57,6 @@ class Stopping(StudentStep):
         begun = [training for _, training, had_begun in ends if had_begun]
         await self._end_stopped(replace(tune, fine_tuning_job_id=kept), training, begun)
         return None
-
-    async def _ended(self, fine_tuning_job_id: str) -> tuple[TrainingJob | None, bool]:
-        """(the training as it is now, None when it is gone; whether it may have begun).
-
-        Raises ProviderError when it cannot be cancelled or read."""
-        try:
-            before = await self._trainer.poll(fine_tuning_job_id)
-        except ProviderError:
-            before = None  # it is to end all the same
-        if before is not None and before.state in ENDED:
-            return before, True
-        await self._trainer.cancel(fine_tuning_job_id)
-        after = await self._trainer.poll(fine_tuning_job_id)
-        has_waited = before is not None and before.state == "waiting"
-        is_blank = after is not None and after.state == "cancelled" and after.trained_tokens is None
-        return after, not (has_waited and is_blank)
 
     async def _end_unseen(self, tune: FineTune, *, may_be_billed: bool) -> None:
         """The provider shows no training of this student."""

@@ -9,6 +9,7 @@ from typing import Final, Literal
 import structlog
 from msgspec.structs import replace
 
+from shared.errors import ProviderError
 from shared.estimate import reserved_tokens
 from shared.exports import Format
 from shared.ids import new_event_id
@@ -72,6 +73,31 @@ class StudentStep:
         ]
         jobs.sort(key=lambda job: job.id != tune.fine_tuning_job_id)
         return jobs
+
+    async def _others_ended(self, tune: FineTune) -> list[TrainingJob | None]:
+        """What submissions that seemed lost have started beside the training that is followed: all that may be
+        billed, as it is once it is stopped."""
+        others = [job.id for job in await self._looked_up(tune) if job.id != tune.fine_tuning_job_id]
+        for extra in others:
+            _log.error("fine_tune_submitted_twice", job_id=self._job.id, kept=tune.fine_tuning_job_id, cancelled=extra)
+        ends = [await self._ended(extra) for extra in others]
+        return [training for training, had_begun in ends if had_begun]
+
+    async def _ended(self, fine_tuning_job_id: str) -> tuple[TrainingJob | None, bool]:
+        """(the training as it is now, None when it is gone; whether it may have begun).
+
+        Raises ProviderError when it cannot be cancelled or read."""
+        try:
+            before = await self._trainer.poll(fine_tuning_job_id)
+        except ProviderError:
+            before = None  # it is to end all the same
+        if before is not None and before.state in ENDED:
+            return before, True
+        await self._trainer.cancel(fine_tuning_job_id)
+        after = await self._trainer.poll(fine_tuning_job_id)
+        has_waited = before is not None and before.state == "waiting"
+        is_blank = after is not None and after.state == "cancelled" and after.trained_tokens is None
+        return after, not (has_waited and is_blank)
 
     async def _end(self, tune: FineTune, *, status: str, error: JobError | None) -> FineTune:
         """What is still reserved is let go of: whoever may be billed for it settles the student first."""
