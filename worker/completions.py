@@ -84,9 +84,9 @@ class Scribe:
     def body(self, prompt: Prompt, index: int) -> JsonObject:
         return request_body(self._job, self._plan, prompt, index)
 
-    def reserve_nano(self, prompt: Prompt, index: int) -> int:
-        """What the call reserves: nothing where nothing is limited, which spares most calls of most jobs the count."""
-        return self.ceiling_nano(prompt, index) if self._reserves else 0
+    def reserve_nano(self, prompt: Prompt, index: int) -> int | None:
+        """What the call reserves: None where nothing is limited, which spares most calls of most jobs the count."""
+        return self.ceiling_nano(prompt, index) if self._reserves else None
 
     def ceiling_nano(self, prompt: Prompt, index: int) -> int:
         """The most the call can cost; 0 when the model is unpriced."""

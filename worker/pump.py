@@ -259,7 +259,7 @@ class Pump:
         run.offering = True
         for call in calls:
             call.id = f"{self._supply.token}.{next(self._call_numbers)}"
-        beginnings = [Beginning(c.chunk, c.index, c.id, c.ceiling_nano, c.fingerprint) for c in calls]
+        beginnings = [Beginning(c.chunk, c.index, c.id, c.reserve_nano, c.fingerprint) for c in calls]
         result = await insist(
             lambda: self._store.passes.tick(run.pass_id, run.job.tenant, self._supply.token, settlements, beginnings)
         )
@@ -310,7 +310,8 @@ class Pump:
             return
 
         def needs(short: Answer) -> int:
-            return min(call.ceiling_nano for call, answer in zip(calls, result.answers, strict=True) if answer == short)
+            refused = (call for call, answer in zip(calls, result.answers, strict=True) if answer == short)
+            return min(call.reserve_nano or 0 for call in refused)
 
         if "budget" in result.answers:
             if run.job.spec.budget.on_limit == "fail":

@@ -19,12 +19,13 @@ from worker.governor import Allowance
 
 @dataclass(eq=False, slots=True)
 class Call:
-    """One prompt on its way.  id: of the call being made, new for each attempt.  attempts: failures that count."""
+    """One prompt on its way.  id: of the call being made, new for each attempt.  attempts: failures that count.
+    reserve_nano: as `Scribe.reserve_nano`."""
 
     chunk: int
     index: int
     prompt: Prompt
-    ceiling_nano: int
+    reserve_nano: int | None
     fingerprint: str
     id: str = ""
     attempts: int = 0

@@ -85,12 +85,12 @@ class Settlement:
 @dataclass(frozen=True)
 class Beginning:
     """A call about to be made.  call: its id, never used before, beginning with the worker's token.
-    ceiling_nano: the most it can cost, to be reserved; 0 where nothing is limited."""
+    reserve_nano: the most it can cost; None for nothing, which is "stopped" where anything is limited by now."""
 
     chunk: int
     index: int
     call: str
-    ceiling_nano: int
+    reserve_nano: int | None
     fingerprint: str = ""
 
 
@@ -246,7 +246,8 @@ class PassStore:
             ]
         for next_ in beginnings:
             entry = keys.ledger(tenant, next_.fingerprint) if next_.fingerprint else ""
-            arguments += [next_.chunk, next_.index, next_.call, next_.ceiling_nano, entry]
+            reserve = "" if next_.reserve_nano is None else next_.reserve_nano
+            arguments += [next_.chunk, next_.index, next_.call, reserve, entry]
         state, settled, accepted, failed, reserved, *answers = await self._scripts.run_together(
             "tick",
             [

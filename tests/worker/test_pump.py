@@ -475,6 +475,20 @@ async def test_so_are_those_that_die_with_their_worker(store, tmp_path, way):
     assert counted[0][1] == 0
 
 
+async def test_a_first_budget_holds_for_calls_that_waited_when_it_was_set(store, tmp_path, within_a_day):
+    teacher, job = ScriptedTeacher(seconds=0.3), await work(store, 30)
+    async with pumping(store, Lab(teacher, prices="lab"), prices=prices_of_a_nano(tmp_path), in_flight=5):
+        await until(lambda: teacher.at_once == 5)
+        await store.jobs.change(job.job, Change(status=S.PAUSED))
+        # Before the pump has begun another call, and so noticed.
+        await store.jobs.change(job.job, Change(status=S.RUNNING, set={"limit_nano": 100}))
+        await until(job.halted)
+
+    money = (await loaded(store, job.job.id)).money
+    assert (await job.state()).halt.reason == "budget"
+    assert (len(teacher.asked), money.used_nano <= 100) == (5, True)
+
+
 # --- when the owner stops --------------------------------------------------------------------------------------------
 
 

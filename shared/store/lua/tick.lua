@@ -8,7 +8,8 @@
 --   without settling the prompt), cost in nano-dollars ("" unpriced; of a lost call the most it can be), outcome
 --   (accepted, rejected, failed), lost (1: a call without an answer that may have been billed), reused (1: paid earlier),
 --   ledger key ("" for none), seconds to keep it there, tokens as "prompt completion cached written reasoning"
--- then for each call to begin: chunk, index, call, upper bound in nano-dollars, ledger key ("" for none).
+-- then for each call to begin: chunk, index, call, upper bound in nano-dollars ("": not counted, since nothing was
+-- limited when its worker read the job; it is "stopped" where its owner has set a limit since), ledger key ("" for none).
 -- A settlement is never refused: what is paid is paid, and the first completion of a prompt is kept.  Money moves only
 -- with the call's mark, so a script sent twice counts once.
 -- The ledger holds `paid|<job>|<pass>|<chunk>|<index>` for a completion that can be reused, and
@@ -231,7 +232,9 @@ if at <= #ARGV then
   end
   while at <= #ARGV do
     local chunk, index, call, reserve = ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3]
-    local amount, ledger = tonumber(reserve), ARGV[at + 4]
+    local uncounted, ledger = reserve == "", ARGV[at + 4]
+    if uncounted then reserve = "0" end
+    local amount = tonumber(reserve)
     at = at + 5
     local mark = redis.call("HGET", KEYS[3], index)
     local answer = "go"
@@ -241,7 +244,7 @@ if at <= #ARGV then
       answer = "unleased"
     elseif redis.call("HEXISTS", ARGV[3] .. chunk, index) == 1 then
       answer = "settled"
-    elseif job[1] ~= "running" or halt then
+    elseif job[1] ~= "running" or halt or (uncounted and (limit or most)) then
       answer = "stopped"
     else
       -- A mark that stands belongs to a worker that vanished with the answer: it may have been billed.

@@ -47,7 +47,7 @@ class Filling(BatchStep):
                 return False
             short = next((answer for answer in ("budget", "day") if answer in result.answers), None)
             if short is not None:
-                needs_nano = fitting[result.answers.index(short)].ceiling_nano
+                needs_nano = fitting[result.answers.index(short)].reserve_nano or 0
                 self._look.shortage = Shortage(short == "day", needs_nano)
                 end, more = min(end, (chunk + 1) * self._job.chunk_size), False
             if more or self._look.shortage is not None:
@@ -82,8 +82,8 @@ class Filling(BatchStep):
             if fingerprint in paid:
                 settlements.append(self._scribe.reused(chunk, index, paid[fingerprint]))
             else:
-                ceiling = self._scribe.reserve_nano(open_[index], index)
-                beginnings.append(Beginning(chunk, index, self._call(index), ceiling, fingerprint))
+                reserve = self._scribe.reserve_nano(open_[index], index)
+                beginnings.append(Beginning(chunk, index, self._call(index), reserve, fingerprint))
         return settlements, beginnings
 
     def _uncrowded(self) -> BatchLimits:
