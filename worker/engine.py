@@ -294,6 +294,11 @@ class Engine:
         except ProviderError as error:
             _log.error("provider_work_left_running", code=error.code, provider_code=error.provider_code)
             stopped = await leave_training(latest, self._tools)
+        except StoreError:
+            raise
+        except Exception:  # noqa: BLE001  # the edge, as in `_decide`: it may be what the job fails of
+            _log.exception("provider_work_left_running", code="internal")
+            stopped = await leave_training(latest, self._tools)
         if isinstance(stopped, Wait):
             return stopped
         events = [*fail.events, *stopped.events]

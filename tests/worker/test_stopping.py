@@ -383,6 +383,23 @@ async def test_a_job_ends_although_a_provider_of_its_students_is_no_longer_confi
     assert (await apart.money())[1] == (0, 0, 2 * CEILING)
 
 
+@pytest.mark.parametrize("how", ["cancelled", "late", "while it trains"])
+async def test_a_defect_of_ours_that_meets_a_training_keeps_no_job_from_ending(training, trainer, how):
+    work = await training()
+
+    async def unreadable(job_id):
+        raise ValueError
+
+    trainer.poll = unreadable
+    if how != "while it trains":
+        await work.stop(how)
+
+    ended = await work.look(60, stage_attempts_max=2)
+
+    assert (ended.status, ended.error.code) == (S.FAILED, "attempts_exhausted")
+    assert await work.money() == ((0, 0, CEILING), (0, 0, CEILING))
+
+
 async def test_after_the_deadline_a_provider_that_is_away_is_given_its_time(training, trainer):
     work = await training()
     refusing_to_stop(trainer)

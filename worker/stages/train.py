@@ -8,7 +8,7 @@ from typing import Final, TypeVar
 
 import structlog
 
-from shared.errors import JobFailed, ProviderError, ProviderUnavailable
+from shared.errors import JobFailed, ProviderError, ProviderUnavailable, StoreError
 from shared.lifecycle import PausedReason, Stage
 from shared.models import Event, FineTune, Job, JobError, usd
 from worker.outcomes import Done, Fail, Outcome, Pause, Stopped, Wait
@@ -168,7 +168,9 @@ async def leave_training(job: Job, tools: Tools) -> Stopped:
             step = ending.step(number)
             try:
                 is_out = await step.stop(tune) is not None
-            except ProviderError:
+            except StoreError:
+                raise
+            except Exception:  # noqa: BLE001  # a provider is away, or a defect of ours: the job ends
                 is_out = True
             if is_out:
                 await step.leave(tune)
