@@ -309,7 +309,7 @@ class Engine:
         await self._tools.store.passes.close(job.tenant, *(PassId(job.id, plan.name) for plan in plans(job)))
         if (wait := await stop_batches(job, self._tools, save)) is not None:
             return wait
-        return await cancel_training(job, self._tools)
+        return await cancel_training(job, self._tools, save)
 
     async def _carry_out(self, job: Job, lease: Lease, outcome: Outcome) -> bool:
         match outcome:

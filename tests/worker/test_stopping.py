@@ -312,6 +312,30 @@ async def test_a_submission_that_was_turned_away_is_not(training, trainer):
     assert await work.money() == ((0, 0, 0), (0, 0, 0))
 
 
+@pytest.mark.parametrize("how", ["cancelled", "late"])
+async def test_what_is_stopped_is_kept_while_a_lost_submission_is_waited_for(training, trainer, how):
+    trainer.status = "queued"
+    work = await training(students=2, looks=0)
+    submit, count = trainer.submit, itertools.count(1)
+
+    async def lost_at_the_second(request):
+        if next(count) == 2:
+            raise LOST
+        return await submit(request)
+
+    trainer.submit = lost_at_the_second
+    await work.look(1)
+    trainer.calls.clear()
+
+    ended = await work.stopped(how)
+
+    assert await work.money() == ((0, 0, CEILING), (0, 0, CEILING)), "of the queued one nothing was trained"
+    assert [tune.status for tune in ended.fine_tunes] == ["cancelled", "cancelled"]
+    assert (trainer.calls.count("poll"), trainer.calls.count("cancel")) == (2, 1)
+    assert trainer.calls.count("find") > 2
+    assert len(await work.told("The training of student 0 is stopped.")) == 1
+
+
 # --- students at two providers ---------------------------------------------------------------------------------------
 
 
