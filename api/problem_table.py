@@ -127,7 +127,8 @@ PROBLEMS: Final[Mapping[str, Problem]] = {
         409,
         "The first request with this key is still being served",
         "Another request with the same `Idempotency-Key` has not been answered yet.",
-        "Wait for `Retry-After`, then send the same request again.",
+        "Wait for `Retry-After`, then send the same request again.  Where the process that served the first was "
+        "killed, this ends after 30 seconds.",
         retryable=True,
     ),
     "job_not_finished": Problem(

@@ -453,7 +453,8 @@ class Usage(Record, frozen=True, kw_only=True):
 
 
 class Job(Record, frozen=True, kw_only=True):
-    """prompt_defaults: what the stored source prompts do not say themselves; `ContentStore.prompt_chunk` adds it.
+    """failing: what the job ends with once nothing of it trains any more.
+    prompt_defaults: what the stored source prompts do not say themselves; `ContentStore.prompt_chunk` adds it.
     endpoints: as the owner has told them, by student; the worker takes each into its `FineTune`."""
 
     id: JobId
@@ -475,6 +476,7 @@ class Job(Record, frozen=True, kw_only=True):
     manifest: Manifest | None = None
     warnings: list[Advice] = []
     error: JobError | None = None
+    failing: JobError | None = None
     has_results: bool = False
     retry_of: JobId | None = None
     stage_attempts: int = 0

@@ -196,6 +196,8 @@ class Engine:
                 )
             if job.deadline_at_ms is not None and _now_ms() > job.deadline_at_ms and job.status in _TIMED:
                 return await self._end_late(job, save)
+            if job.failing is not None and job.status in _TIMED:
+                return await self._end_with(job, save, job.failing)
             if job.status is JobStatus.PAUSED:
                 return await self._while_paused(job, save)
             assert job.stage is not None
@@ -215,19 +217,23 @@ class Engine:
             return self._after_defect(job, error)
 
     async def _end_late(self, job: Job, save: Save) -> Fail | Wait:
-        try:
-            stopped = await self._stop(job, save)
-        except ProviderError as error:
-            stopped = await self._after_failed_stop(job, error)
-        if isinstance(stopped, Wait):
-            return replace(stopped, is_late=True)
         late = JobFailed(
             "The job did not finish before its deadline.  What is paid is kept: a retry reuses it and has as long "
             "again; a new job whose source is this one may have more time.",
             code="deadline_exceeded",
             param="deadline_seconds",
         )
-        return Fail(job_error(late, job.stage), stopped.events, set=stopped.set, add=stopped.add)
+        return await self._end_with(job, save, job.failing or job_error(late, job.stage))
+
+    async def _end_with(self, job: Job, save: Save, error: JobError) -> Fail | Wait:
+        """Fail once what the job had running elsewhere is stopped."""
+        try:
+            stopped = await self._stop(job, save)
+        except ProviderError as away:
+            stopped = await self._after_failed_stop(job, away)
+        if isinstance(stopped, Wait):
+            return replace(stopped, is_late=True)
+        return Fail(error, stopped.events, set=stopped.set, add=stopped.add)
 
     async def _while_paused(self, job: Job, save: Save) -> Resume | Wait:
         """What trains is looked after.
@@ -282,27 +288,24 @@ class Engine:
         if failed < self._settings.stage_attempts_max:
             return Wait(self._backoff(failed), set={"stage_attempts": failed}, progress=False)
         _log.error("provider_work_left_running", stage=job.stage, code=error.code, provider_code=error.provider_code)
-        return await leave_training(job, self._tools)
+        return await leave_training(await self._jobs.load(job.id) or job, self._tools)
 
     async def _leaving_no_training_behind(self, job: Job, fail: Fail) -> Outcome:
-        """What still trains for other students of a failed job would be billed for nothing."""
+        """What still trains for other students of a failed job would be billed for nothing.
+
+        That it fails is kept before anything is stopped: nothing is trained after that, whoever takes the job over."""
         latest = await self._jobs.load(job.id)
         if latest is None or "fine_tunes" in fail.set:
             return fail
-        try:
-            stopped = await cancel_training(latest, self._tools)
-        except ProviderError as error:
-            _log.error("provider_work_left_running", code=error.code, provider_code=error.provider_code)
-            stopped = await leave_training(latest, self._tools)
-        except StoreError:
-            raise
-        except Exception:  # noqa: BLE001  # the edge, as in `_decide`: it may be what the job fails of
-            _log.exception("provider_work_left_running", code="internal")
-            stopped = await leave_training(latest, self._tools)
-        if isinstance(stopped, Wait):
-            return stopped
+        if all(tune.step in {"new", "ended"} for tune in latest.fine_tunes):
+            return replace(fail, error=latest.failing or fail.error)
+        if latest.failing is None:
+            decided = {**fail.set, "failing": fail.error, "stage_attempts": 0}
+            return Wait(0.0, decided, fail.events, is_late=True)
+        # Stopping it meets a defect of ours, or kills its worker, again and again.
+        stopped = await leave_training(latest, self._tools)
         events = [*fail.events, *stopped.events]
-        return replace(fail, events=events, set={**stopped.set, **fail.set}, add=stopped.add)
+        return Fail(latest.failing, events, set={**stopped.set, **fail.set}, add=stopped.add)
 
     async def _stop(self, job: Job, save: Save) -> Stopped | Wait:
         """Wait while the provider still ends what was started there and hands over what it has done."""

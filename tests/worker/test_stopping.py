@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from shared.cleanup import Kind
 from shared.deletion import cleanup_of
 from shared.errors import JobFailed, ProviderAuthFailed, ProviderRateLimited, ProviderUnavailable
-from shared.lifecycle import TERMINAL, JobStatus
+from shared.lifecycle import TERMINAL, JobStatus, PausedReason
 from shared.models import Budget, Student
 from shared.store import keys
 from shared.store.jobs import Change
@@ -336,6 +336,39 @@ async def test_what_is_stopped_is_kept_while_a_lost_submission_is_waited_for(tra
     assert len(await work.told("The training of student 0 is stopped.")) == 1
 
 
+@pytest.mark.parametrize("meanwhile", ["nothing", "killed", "paused"])
+async def test_a_job_that_has_failed_trains_nothing_while_a_lost_submission_of_it_is_waited_for(
+    training, trainer, meanwhile
+):
+    trainer.status = "queued"
+    work = await training(students=3, looks=0)
+    submit, count = trainer.submit, itertools.count(1)
+
+    async def lost_at_the_second(request):
+        if next(count) == 2:
+            trainer.faults["upload"] = ProviderAuthFailed("No.", status=401)  # of the third
+            raise LOST
+        return await submit(request)
+
+    trainer.submit = lost_at_the_second
+    await work.look(3)
+    if meanwhile == "killed":
+        trainer.faults["find"] = Killed()
+        with contextlib.suppress(Killed):
+            await work.look(1)
+        await let_the_lease_run_out(work.store, work.job)
+    elif meanwhile == "paused":
+        await work.store.jobs.change(work.job, Change(status=S.PAUSED, set={"paused_reason": PausedReason.REQUESTED}))
+    ended = await work.look(60)
+
+    assert (ended.status, ended.error.code) == (S.FAILED, "provider_auth_failed")
+    assert next(count) == 3, "nothing is submitted once it has failed"
+    first, second, _ = ended.fine_tunes
+    assert (first.status, first.error, first.unconfirmed_nano) == ("cancelled", None, 0)
+    assert (second.status, second.unconfirmed_nano) == ("cancelled", CEILING)
+    assert await work.money() == ((0, 0, CEILING), (0, 0, CEILING))
+
+
 # --- students at two providers ---------------------------------------------------------------------------------------
 
 
@@ -391,6 +424,35 @@ async def test_a_provider_that_is_away_keeps_nobody_from_stopping_what_trains_el
     assert [tune.step for tune in ended.fine_tunes] == ["submitted", "ended"]
     assert len(await apart.told("did not stop the training of student 0")) == 1
     assert await apart.told("did not stop the training of student 1") == []
+
+
+@pytest.mark.parametrize("how", ["cancelled", "late", "failed"])
+async def test_a_provider_that_does_not_stop_a_training_at_once_is_asked_again(apart, trainer, how):
+    cancel, fails = trainer.cancel, itertools.chain([True] * 3, itertools.repeat(False))
+    trainer.status = apart.other.status = "queued"
+
+    async def stop(job_id):
+        if next(fails):
+            raise ProviderUnavailable("Down.")
+        await cancel(job_id)
+
+    trainer.cancel = stop
+    ended = await apart.stopped(how)
+
+    assert (trainer.cancelled, apart.other.cancelled) == (["ftjob-0"], ["ftjob-0"])
+    assert [tune.step for tune in ended.fine_tunes] == ["ended", "ended"]
+    assert await apart.money() == ((0, 0, 0), (0, 0, 0)), "nothing was trained of what waited"
+    assert len(await apart.told("The training of student 1 is stopped.")) == 1
+
+
+@pytest.mark.parametrize("times", [1, 2, 3])
+async def test_what_was_stopped_is_booked_once_whenever_another_provider_is_given_up(apart, trainer, times):
+    refusing_to_stop(trainer)
+    apart.other.status = "succeeded"
+
+    await apart.stopped("cancelled", stage_attempts_max=times)
+
+    assert await apart.money() == ((TOKENS, 0, CEILING), (TOKENS, 0, CEILING))
 
 
 @pytest.mark.parametrize("how", ["cancelled", "late", "while it trains"])

@@ -138,13 +138,13 @@ def _budget_reached(job: Job, needs_nano: int, events: Sequence[Event]) -> Outco
     )
 
 
-async def cancel_training(job: Job, tools: Tools, save: Save | None = None) -> Stopped | Wait:
+async def cancel_training(job: Job, tools: Tools, save: Save) -> Stopped | Wait:
     """Stop what is being trained, and what a lost submission may have started: that one is waited for until it shows or
     cannot any more.
 
     Where nothing is waited for, the record, the money and the end of the job are one step, and after a crash before it
-    everything is asked again.  save: keeps what is stopped while something else is waited for, so that it is not asked
-    again and again, of a provider that may know less by then.  Raises ProviderError once every provider was asked."""
+    everything is asked again.  save: keeps what is stopped while something else is not, so that it is not asked again
+    and again, of a provider that may know less by then.  Raises ProviderError once every provider was asked."""
     ending, waits, failed = _Ending(job, tools), list[float](), list[ProviderError]()
     for number, tune in enumerate(job.fine_tunes):
         try:
@@ -155,13 +155,13 @@ async def cancel_training(job: Job, tools: Tools, save: Save | None = None) -> S
             failed.append(ProviderUnavailable(str(error)))
         else:
             waits += [] if wait is None else [wait]
+    stopped = await ending.outcome()
+    if not waits and not failed:
+        return stopped
+    if ending.tunes != job.fine_tunes:
+        await save(stopped.set, add=stopped.add, events=stopped.events)
     if failed:
         raise failed[0]
-    stopped = await ending.outcome()
-    if not waits:
-        return stopped
-    if save is not None and ending.tunes != job.fine_tunes:
-        await save(stopped.set, add=stopped.add, events=stopped.events)
     return Wait(min(waits), progress=False)
 
 
