@@ -239,6 +239,7 @@ class Stack:
             sandbox_url = f"http://127.0.0.1:{ports['sandbox']}/v1"
         self._check_metrics_ports(ports)
         file.write_text(json.dumps({**remembered, **ports}), encoding="utf-8")
+        # Whoever listens everywhere is reached at this machine's own address: compared, not listened on.
         host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(self.options.host, self.options.host)  # noqa: S104
         host = f"[{host}]" if ":" in host and not host.startswith("[") else host
         return Address(os.getpid(), f"http://{host}:{api_port}", sandbox_url, redis_url)

@@ -8,8 +8,9 @@ from typing import Any, Self
 from builders import a_beginning, a_job, a_settlement, accepted, an_end_without_answer, loaded, prompts, standing_at
 
 from shared.lifecycle import JobStatus
-from shared.models import Job
+from shared.models import Job, Prompt, StoredCompletion
 from shared.store import Store
+from shared.store.jobs import Change
 from shared.store.passes import Answer, Beginning, Holder, Opening, PassId, PassState, Settlement, TickResult
 
 CHUNK = 4
@@ -64,3 +65,60 @@ class Bench:
         found = await self.store.passes.state(self.pass_id)
         assert found is not None
         return found
+
+
+class Work:
+    """A running job whose teacher's pass is open, for pumps to do.  texts: of its prompts."""
+
+    def __init__(self, store: Store, job: Job, source: Sequence[Prompt]) -> None:
+        self.store = store
+        self.job = job
+        self.source = source
+        self.pass_id = PassId(job.id, "teacher")
+        self.texts = [prompt.messages[-1]["content"] for prompt in source]
+
+    async def open(self, *, smoke: int = 0) -> None:
+        await self.store.passes.open(
+            self.pass_id, prompts=len(self.source), chunk_size=self.job.chunk_size, smoke=smoke
+        )
+
+    async def state(self) -> PassState:
+        found = await self.store.passes.state(self.pass_id)
+        assert found is not None
+        return found
+
+    async def complete(self) -> bool:
+        return (await self.state()).complete
+
+    async def halted(self) -> bool:
+        return (await self.state()).halt is not None
+
+    async def completions(self) -> dict[int, StoredCompletion]:
+        chunks = range(-(-len(self.source) // self.job.chunk_size))
+        found: dict[int, StoredCompletion] = {}
+        for chunk in chunks:
+            found |= await self.store.content.completion_chunk(self.job.id, "teacher", chunk)
+        return found
+
+    async def pause_and_resume(self, **changed: Any) -> None:
+        job = await loaded(self.store, self.job.id)
+        await self.store.jobs.change(job, Change(status=JobStatus.PAUSED))
+        await self.store.jobs.change(job, Change(status=JobStatus.RUNNING, set=changed))
+        await self.open()
+
+
+async def work(
+    store: Store,
+    count: int = 10,
+    *,
+    smoke: int = 0,
+    chunk_size: int = 5,
+    source: Sequence[Prompt] | None = None,
+    **job_fields: Any,
+) -> Work:
+    """source: its prompts, `count` of them by themselves.  job_fields: of the job."""
+    source = prompts(count) if source is None else source
+    job = await accepted(store, a_job(chunk_size=chunk_size, **job_fields), source)
+    made = Work(store, await standing_at(store, job, JobStatus.RUNNING), source)
+    await made.open(smoke=smoke)
+    return made

@@ -5,9 +5,9 @@ import time
 from collections import Counter
 
 import pytest
-from builders import a_job, a_prompt, a_spec, accepted, loaded, prompts, standing_at
+from builders import a_prompt, loaded
 from doubles import Lab, ScriptedTeacher, an_answer, flaky, prices_of_a_nano, pumping, until
-from msgspec.structs import replace
+from passes import work
 
 from shared.errors import (
     ProviderAuthFailed,
@@ -18,9 +18,7 @@ from shared.errors import (
 )
 from shared.ids import TenantId
 from shared.lifecycle import JobStatus
-from shared.models import Curation, Teacher
 from shared.store.jobs import Change
-from shared.store.passes import PassId
 from worker import pump as pump_module
 
 pytestmark = pytest.mark.anyio
@@ -30,52 +28,6 @@ S = JobStatus
 @pytest.fixture
 def store(real_store):
     return real_store
-
-
-class Work:
-    """A running job whose teacher's pass is open."""
-
-    def __init__(self, store, job, source):
-        self.store = store
-        self.job = job
-        self.source = source
-        self.pass_id = PassId(job.id, "teacher")
-        self.texts = [prompt.messages[-1]["content"] for prompt in source]
-
-    async def open(self, *, smoke=0):
-        await self.store.passes.open(
-            self.pass_id, prompts=len(self.source), chunk_size=self.job.chunk_size, smoke=smoke
-        )
-
-    async def state(self):
-        return await self.store.passes.state(self.pass_id)
-
-    async def complete(self):
-        return (await self.state()).complete
-
-    async def halted(self):
-        return (await self.state()).halt is not None
-
-    async def completions(self):
-        chunks = range(-(-len(self.source) // self.job.chunk_size))
-        found = {}
-        for chunk in chunks:
-            found |= await self.store.content.completion_chunk(self.job.id, "teacher", chunk)
-        return found
-
-    async def pause_and_resume(self, **changed):
-        job = await loaded(self.store, self.job.id)
-        await self.store.jobs.change(job, Change(status=S.PAUSED))
-        await self.store.jobs.change(job, Change(status=S.RUNNING, set=changed))
-        await self.open()
-
-
-async def work(store, count=10, *, smoke=0, chunk_size=5, source=None, **job_fields):
-    source = prompts(count) if source is None else source
-    job = await accepted(store, a_job(chunk_size=chunk_size, **job_fields), source)
-    made = Work(store, await standing_at(store, job, S.RUNNING), source)
-    await made.open(smoke=smoke)
-    return made
 
 
 # --- once, and all ---------------------------------------------------------------------------------------------------
@@ -279,112 +231,6 @@ async def test_a_defect_in_one_call_does_not_leave_its_prompt_and_slot_hanging(s
     async with pumping(store, Lab(teacher)) as (pump, _):
         await until(job.complete, seconds=3)
         assert pump.in_flight == 0
-
-
-# --- the trial -------------------------------------------------------------------------------------------------------
-
-
-async def test_a_failed_trial_stops_before_the_rest_is_bought(store):
-    teacher, job = ScriptedTeacher([ProviderRejected("No.", status=400)]), await work(store, 50, smoke=4)
-
-    async with pumping(store, Lab(teacher), smoke_completions=4):
-        await until(job.halted)
-
-    halt = (await job.state()).halt
-    assert (halt.kind, halt.error.code) == ("fail", "smoke_test_failed")
-    assert len(teacher.asked) == 4
-
-
-async def test_after_a_trial_that_passed_the_rest_is_bought(store):
-    teacher, job = ScriptedTeacher(), await work(store, 50, smoke=4)
-
-    async with pumping(store, Lab(teacher), smoke_completions=4):
-        await until(job.complete)
-
-    assert len(teacher.asked) == 50
-
-
-JSON_SCHEMA = {"type": "json_schema", "json_schema": {"name": "queue", "schema": {"required": ["queue"]}}}
-
-
-def asked_for_json(count=50):
-    return [replace(prompt, response_format=JSON_SCHEMA) for prompt in prompts(count)]
-
-
-@pytest.mark.parametrize(
-    ("asked", "source", "answer"),
-    [
-        pytest.param(Curation(response_schema={"type": "object", "required": ["queue"]}), prompts(50), "{}", id="job"),
-        pytest.param(Curation(response_schema={"type": "array"}), prompts(50), "Billing", id="no JSON"),
-        pytest.param(Curation(), asked_for_json(), "{}", id="prompt"),
-    ],
-)
-async def test_a_trial_whose_answers_miss_their_schema_stops_before_the_rest_is_bought(store, asked, source, answer):
-    teacher = ScriptedTeacher([answer])
-    job = await work(store, source=source, smoke=4, spec=a_spec(curation=asked))
-
-    async with pumping(store, Lab(teacher), smoke_completions=4):
-        await until(job.halted)
-
-    halt = (await job.state()).halt
-    assert (halt.kind, halt.error.code) == ("fail", "smoke_test_failed")
-    assert "Only 0 of the first 4 completions can be used (invalid_schema: 4)." in halt.error.message
-    assert len(teacher.asked) == 4
-    assert (await job.state()).accepted == 4, "what counts on arrival is left to curating"
-
-
-async def test_after_a_failed_trial_a_retry_is_given_the_same_answers_and_another_seed_new_ones(store):
-    teacher = ScriptedTeacher([""])
-    reseeded = Teacher(provider="lab", model="gpt-4.1", params={"seed": 3})
-    async with pumping(store, Lab(teacher), smoke_completions=4):
-        first = await work(store, 30, smoke=4)
-        await until(first.halted)
-        again = await work(store, 30, smoke=4)
-        await until(again.halted)
-        bought = teacher.calls
-        teacher.script = ["Billing"]  # whatever it was at the provider is over
-        other = await work(store, 30, smoke=4, spec=a_spec(teacher=reseeded))
-        await until(other.complete)
-
-    message = (await again.state()).halt.error.message
-    assert set(bought.values()) == {1}, "nothing is bought twice"
-    assert "A retry is given the same answers" in message
-    assert "another `seed`" in message
-    assert teacher.calls - bought == Counter(other.texts)
-
-
-async def test_a_trial_of_which_half_the_answers_follow_their_schema_goes_on(store):
-    teacher = ScriptedTeacher(lambda text: ['{"queue": 1}' if int(text.split()[1][:-1]) % 2 else "{}"])
-    job = await work(store, source=asked_for_json(), smoke=4)
-
-    async with pumping(store, Lab(teacher), smoke_completions=4):
-        await until(job.complete)
-
-    assert len(teacher.asked) == 50
-
-
-async def test_a_trial_of_reused_answers_that_miss_the_new_schema_buys_nothing(store):
-    teacher, schema = ScriptedTeacher(), Curation(response_schema={"type": "object"})
-    bought = await work(store, 20)
-    async with pumping(store, Lab(teacher)):
-        await until(bought.complete)
-    job = await work(store, 50, smoke=4, spec=a_spec(curation=schema))
-
-    async with pumping(store, Lab(teacher), smoke_completions=4):
-        await until(job.halted)
-
-    assert (await job.state()).halt.error.code == "smoke_test_failed"
-    assert len(teacher.asked) == 20
-
-
-async def test_a_trial_ends_although_calls_of_it_were_lost(store):
-    timeout = ProviderUnavailable("Too late.", provider_code="timeout")
-    teacher, job = ScriptedTeacher([timeout, "Billing"]), await work(store, 30, smoke=4)
-
-    async with pumping(store, Lab(teacher), smoke_completions=4):
-        await until(job.complete)
-
-    assert (await loaded(store, job.job.id)).counters.possibly_billed == 30
 
 
 # --- the budget ------------------------------------------------------------------------------------------------------
