@@ -12,7 +12,7 @@ from api.app import NoAdminKey, create_app
 from api.watch import Watcher
 from shared.logs import configure_logs, warn_of_unknown_settings
 from shared.open_files import raise_open_file_limit
-from shared.settings import WrongSettings, load_settings
+from shared.settings_loading import WrongSettings, load_settings
 
 _GRACE_SECONDS = 10
 _GARBAGE_AFTER = 20_000  # objects made and not let go: a few megabytes

@@ -20,7 +20,8 @@ from redis.retry import Retry
 
 from cli import embedded, stack
 from cli.client import Endpoint
-from shared.settings import ProviderSettings, Settings, unknown_names, wrong
+from shared.settings import ProviderSettings, Settings
+from shared.settings_loading import unknown_names, wrong
 
 #: What a 202 rests on, and what each does when it is another.
 DURABILITY = {

@@ -23,7 +23,7 @@ from cli import keys, render, stack
 from cli.client import Api, ApiError, find_endpoint
 from cli.embedded import EmbeddedError
 from cli.supervisor import ChildFailed
-from shared.settings import unknown_names
+from shared.settings_loading import unknown_names
 
 console = Console()
 errors = Console(stderr=True)

@@ -8,7 +8,7 @@ from typing import Final, Literal
 
 import structlog
 
-from shared.settings import unknown_names
+from shared.settings_loading import unknown_names
 
 #: Libraries that write a line per request, or quote what they send.
 _QUIET: Final = ("httpx2", "httpcore2", "openai", "kombu", "amqp", "asyncio", "pyreqwest")

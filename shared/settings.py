@@ -2,38 +2,18 @@
 
 from __future__ import annotations
 
-import base64
-import difflib
-import os
-import re
-import tomllib
-from collections.abc import Iterator, Mapping
 from datetime import date
 from decimal import Decimal
-from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
-from urllib.parse import parse_qs, parse_qsl, urlencode, urlsplit
+from urllib.parse import parse_qsl, urlencode, urlsplit
 
-from dotenv import dotenv_values
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    SecretStr,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
-from pydantic.fields import FieldInfo
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
-from redis.connection import parse_url
 
-ENV_PREFIX = "DISTILL_"
-_SIGNING_KEY_BYTES_MIN = 16
-
+from shared.settings_files import read_tables, read_text
+from shared.settings_sources import ENV_PREFIX, ProviderTables, SecretFiles
+from shared.settings_types import Cidr, HeaderText, HttpUrl, ReadableFile, RedisUrl, SigningSecret, not_shorter_than
 
 TrainingState = Literal["waiting", "running", "paused", "succeeded", "failed", "cancelled"]
 #: What we say ourselves, in every request or of every fine-tuning job.
@@ -42,104 +22,6 @@ _OWN_FIELDS: Final = frozenset(
     {"model", "training_file", "validation_file", "method", "hyperparameters", "suffix", "seed", "integrations"}
     | {"metadata"}
 )
-
-
-_STORE_OPTIONS: Final = {  # what both redis-py and Celery's transport understand, by the address's scheme
-    "redis": frozenset({"db"}),
-    "rediss": frozenset({"db", "ssl_cert_reqs", "ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "ssl_check_hostname"}),
-    "unix": frozenset({"db"}),
-}
-_CERT_REQS: Final = ("required", "optional", "none")
-
-
-def _redis_url(url: str) -> str:
-    """What its readers would take for something else: a `/` in a password ends the host, a `#` the address."""
-    if not url.startswith(("redis://", "rediss://", "unix://")):
-        raise ValueError("must start with redis://, rediss:// or unix://")
-    if not _names_a_store(url):
-        raise ValueError(
-            "must be redis://[user:password@]host[:port][/database] or unix://[user:password@]/path[?db=database] with"
-            " numbers as port and database; such characters as / # ? [ @ % in a password are to be percent-encoded"
-        )
-    parts = urlsplit(url)
-    options, known = dict(parse_qsl(parts.query)), _STORE_OPTIONS[parts.scheme]
-    if not options.keys() <= known:
-        raise ValueError(f"takes no option after the ? but {', '.join(sorted(known))}")
-    if options.get("ssl_cert_reqs", "required") not in _CERT_REQS:
-        raise ValueError(f"must have one of {', '.join(_CERT_REQS)} as ssl_cert_reqs")
-    return url
-
-
-def _names_a_store(url: str) -> bool:
-    try:
-        parts = urlsplit(url)
-        options = parse_qs(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))
-        by_path = parts.scheme == "unix"
-        host = parts.netloc.rpartition("@")[2]
-        _ = None if by_path else parts.port  # read, so that it is checked
-        parse_url(url)  # type: ignore[no-untyped-call]  # raises ValueError for the client's own options
-    except ValueError:
-        return False
-    path = parts.path.removeprefix("/")
-    databases = options.get("db", []) + ([path] if path and not by_path else [])
-    well_placed = bool(path) and not host if by_path else "@" not in parts.path + parts.query
-    return well_placed and "#" not in url and all(db.isascii() and db.isdecimal() for db in databases)
-
-
-def _http_url(url: str) -> str:
-    try:
-        parts = urlsplit(url)
-        known = parts.scheme in {"http", "https"} and parts.hostname and (parts.port is None or parts.port > 0)
-    except ValueError:
-        known = False
-    if not known or any(sign.isspace() for sign in url):
-        raise ValueError("must be an address that starts with http:// or https://")
-    return url
-
-
-def _network(value: Any) -> Any:
-    """Said once, and not once for each kind of network that it might have been."""
-    try:
-        return ip_network(value)
-    except ValueError:
-        raise ValueError("must be a network as CIDR, such as 10.0.0.0/8") from None
-
-
-def _header_text(secret: SecretStr) -> SecretStr:
-    """A key, without the line's end that `$(cat file)` leaves out and other ways to set it do not."""
-    text = secret.get_secret_value().strip()
-    if not (text.isascii() and text.isprintable()):
-        raise ValueError("must be printable ASCII on one line, as a header carries it")
-    return SecretStr(text)
-
-
-def _not_shorter_than(characters: int) -> AfterValidator:
-    """In our words: pydantic counts the items of a secret."""
-
-    def check(secret: SecretStr) -> SecretStr:
-        if len(secret.get_secret_value()) < characters:
-            raise ValueError(f"must have at least {characters} characters")
-        return secret
-
-    return AfterValidator(check)
-
-
-def _readable(path: Path) -> Path:
-    _content(path)
-    return path
-
-
-def _content(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise ValueError(f"{path} cannot be read: it is not UTF-8") from None
-
-
-HttpUrl = Annotated[str, AfterValidator(_http_url)]
-HeaderText = Annotated[SecretStr, AfterValidator(_header_text)]
 
 
 class ProviderSettings(BaseModel):
@@ -151,7 +33,7 @@ class ProviderSettings(BaseModel):
     api_key: HeaderText | None = Field(None, description="sent as Bearer token")
     api_key_file: Path | None = Field(None, description="file that holds the key; read at start")
     headers: dict[str, SecretStr] = Field({}, description="sent with every request beside the key")
-    webhook_secret: SecretStr | None = Field(
+    webhook_secret: SigningSecret | None = Field(
         None, description="verifies the events it sends to /v1/provider_events/<name>: whsec_…"
     )
     webhook_secret_file: Path | None = Field(None, description="file that holds that secret; read at start")
@@ -189,7 +71,7 @@ class ProviderSettings(BaseModel):
     def _secrets_from_files(cls, values: Any) -> Any:
         for name in ("api_key", "webhook_secret"):
             if isinstance(values, dict) and values.get(f"{name}_file") and not values.get(name):
-                values = values | {name: _content(Path(values[f"{name}_file"])).strip()}
+                values = values | {name: read_text(Path(values[f"{name}_file"])).strip()}
         return values
 
     @field_validator("headers")
@@ -206,19 +88,6 @@ class ProviderSettings(BaseModel):
             raise ValueError(f"must not name {', '.join(taken)}; requests and we ourselves say that")
         return extra
 
-    @field_validator("webhook_secret")
-    @classmethod
-    def _can_verify(cls, secret: SecretStr | None) -> SecretStr | None:
-        """A secret that verifies nothing would be told by silence: every event refused."""
-        if secret is not None:
-            try:
-                key = base64.b64decode(secret.get_secret_value().removeprefix("whsec_"), validate=True)
-            except ValueError:
-                key = b""
-            if len(key) < _SIGNING_KEY_BYTES_MIN:
-                raise ValueError("must be whsec_ and base64, as the provider shows it")
-        return secret
-
 
 class TenantSettings(BaseModel):
     """What one tenant may, where it differs from what all may."""
@@ -233,81 +102,7 @@ class TenantSettings(BaseModel):
     requests_per_minute: int | None = Field(None, ge=0, description="as the setting of this name; null: that applies")
 
 
-class SecretFiles(PydanticBaseSettingsSource):
-    """`DISTILL_<SETTING>_FILE` names a file whose content is the setting: how container secrets arrive."""
-
-    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
-        setting = f"{ENV_PREFIX}{field_name.upper()}_FILE"
-        path = os.environ.get(setting)
-        try:
-            return (_content(Path(path)).strip() if path else None), field_name, False
-        except ValueError as error:
-            raise ValueError(f"{setting}: {error}") from None
-
-    def __call__(self) -> dict[str, Any]:
-        fields = self.settings_cls.model_fields
-        # `DISTILL_PROVIDERS_FILE` is a setting itself, and not the value of `DISTILL_PROVIDERS`.
-        secret = {name: field for name, field in fields.items() if f"{name}_file" not in fields}
-        found = {name: self.get_field_value(field, name)[0] for name, field in secret.items()}
-        return {name: value for name, value in found.items() if value is not None}
-
-
-class ProviderTables(PydanticBaseSettingsSource):
-    """Providers that are built in, completed field by field by the file of tables; what the environment says of them
-    completes both."""
-
-    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
-        """What the environment says."""
-        said = self.current_state
-        return said.get(field_name, said.get(str(field.validation_alias))), field_name, False
-
-    def __call__(self) -> dict[str, Any]:
-        told = self._told("providers") or {}
-        has_key = str(self._told("openai_api_key") or "").strip()
-        tables = {"openai": self._openai()} if has_key else {}
-        if path := self._told("providers_file"):
-            for name, table in _tables(Path(path), "DISTILL_PROVIDERS_FILE").items():
-                tables[name] = _completed(tables.get(name, {}), table)
-        return {"providers": {name: _completed(table, told.get(name, {})) for name, table in tables.items()}}
-
-    def _told(self, name: str) -> Any:
-        return self.get_field_value(self.settings_cls.model_fields[name], name)[0]
-
-    def _openai(self) -> dict[str, Any]:
-        return {
-            "base_url": self._told("openai_base_url") or self.settings_cls.model_fields["openai_base_url"].default,
-            "api_key": self._told("openai_api_key"),
-            "webhook_secret": self._told("openai_webhook_secret") or None,
-            "prices": "openai",
-            "can_store": True,
-            "can_batch": True,
-            "training_closes": _OPENAI_TRAINING_CLOSES,
-            "examples_min": _OPENAI_EXAMPLES_MIN,
-        }
-
-
-def _tables(path: Path, setting: str) -> dict[str, Any]:
-    try:
-        tables = tomllib.loads(_content(path))
-    except tomllib.TOMLDecodeError as error:
-        raise ValueError(f"{setting}: {path}: {error}") from error
-    except ValueError as error:
-        raise ValueError(f"{setting}: {error}") from None
-    if stray := [name for name, table in tables.items() if not isinstance(table, dict)]:
-        raise ValueError(f"{setting}: {path}: {', '.join(stray)} must be a table")
-    return tables
-
-
-def _completed(table: dict[str, Any], by: Any) -> dict[str, Any]:
-    """A secret in a file is told instead of one in the table, and the other way round."""
-    if not isinstance(by, dict):
-        return table  # a provider given whole, or no table at all: whoever checks the settings says so
-    kept = {
-        name: value
-        for name, value in table.items()
-        if f"{name}_file" not in by and (not name.endswith("_file") or name.removesuffix("_file") not in by)
-    }
-    return kept | by
+_AS_ALL: Final = TenantSettings()
 
 
 class Settings(BaseSettings):
@@ -322,13 +117,13 @@ class Settings(BaseSettings):
         populate_by_name=True,
     )
 
-    redis_url: Annotated[str, AfterValidator(_redis_url)] = Field(
+    redis_url: RedisUrl = Field(
         description="redis://, rediss:// or unix:// address of the store; a wrong one is worse than none"
     )
-    secret_key: Annotated[SecretStr, _not_shorter_than(32)] = Field(
+    secret_key: Annotated[SecretStr, not_shorter_than(32)] = Field(
         description="signs webhooks, completion ids and the ledger; the same in every process"
     )
-    admin_key: Annotated[HeaderText, _not_shorter_than(20)] | None = Field(
+    admin_key: Annotated[HeaderText, not_shorter_than(20)] | None = Field(
         None, description="API key with every scope, tenant `local`"
     )
 
@@ -345,7 +140,7 @@ class Settings(BaseSettings):
     )
     providers: dict[str, ProviderSettings] = Field({}, description="further providers by name, as JSON or nested names")
     providers_file: Path | None = Field(None, description="TOML file with one table per provider")
-    prices_file: Annotated[Path, AfterValidator(_readable)] | None = Field(
+    prices_file: ReadableFile | None = Field(
         None, description="TOML file with the operator's own prices per million tokens"
     )
 
@@ -415,7 +210,7 @@ class Settings(BaseSettings):
 
     webhook_timeout_seconds: float = Field(15.0, gt=0, le=60, description="one delivery attempt")
     webhook_allow_http: bool = Field(False, description="also deliver to http:// addresses")
-    webhook_allow_networks: tuple[Annotated[IPv4Network | IPv6Network, BeforeValidator(_network)], ...] = Field(
+    webhook_allow_networks: tuple[Cidr, ...] = Field(
         (), description="private networks that deliveries may reach, as CIDRs"
     )
     webhook_ports: tuple[int, ...] = Field((80, 443), description="ports deliveries may use; empty: any")
@@ -444,7 +239,7 @@ class Settings(BaseSettings):
     def _tenants_complete(self) -> Self:
         """As with providers, later sources win over the file."""
         if self.tenants_file is not None:
-            tables = _tables(self.tenants_file, "DISTILL_TENANTS_FILE")
+            tables = read_tables(self.tenants_file, "DISTILL_TENANTS_FILE")
             read = {name: TenantSettings.model_validate(table) for name, table in tables.items()}
             object.__setattr__(self, "tenants", read | self.tenants)
         return self
@@ -489,71 +284,3 @@ class Settings(BaseSettings):
     @property
     def secret(self) -> bytes:
         return self.secret_key.get_secret_value().encode()
-
-
-_OPENAI_EXAMPLES_MIN: Final = 10  # https://developers.openai.com/api/docs/guides/supervised-fine-tuning
-_OPENAI_TRAINING_CLOSES: Final = date(2027, 1, 6)  # https://developers.openai.com/api/docs/deprecations
-_AS_ALL: Final = TenantSettings()
-
-
-def load_settings() -> Settings:
-    """From the environment.  Raises WrongSettings."""
-    try:
-        return Settings()
-    except (ValueError, OSError) as error:
-        raise WrongSettings(wrong(error)) from None
-
-
-class WrongSettings(ValueError):
-    """The process cannot start with these settings; says which, and never what a secret is."""
-
-
-def wrong(error: ValueError | OSError) -> str:
-    """What building `Settings` complains of, each setting by the name that its operator knows."""
-    if isinstance(error, ValidationError):
-        return "; ".join(_fault(fault["loc"], fault["msg"]) for fault in error.errors(include_input=False))
-    if unreadable := _UNREADABLE.search(str(error)):
-        return f"{_known_as(unreadable[1])} must be JSON"
-    return str(error)
-
-
-def _fault(place: tuple[int | str, ...], said: str) -> str:
-    said = said.removeprefix("Value error, ")
-    said = said[:1].lower() + said[1:] if said.startswith(("Input", "Field", "String", "Extra")) else said
-    if not place:
-        return said
-    name, *rest = map(str, place)
-    if rest and not rest[0].isdecimal():
-        return f"{'.'.join((name, *rest))}: {said}"  # a table's: it may come from a file
-    return f"{_known_as(name)}{''.join(f'[{number}]' for number in rest)}: {said}"
-
-
-def _known_as(field: str) -> str:
-    known = Settings.model_fields.get(field)
-    return str(known.validation_alias or f"{ENV_PREFIX}{field.upper()}") if known is not None else field
-
-
-def unknown_names(environ: Mapping[str, str] | None = None) -> Iterator[tuple[str, str | None]]:
-    """What carries our prefix and is no setting, each with the setting that may have been meant.
-
-    environ: this process's, and what `.env` says, unless given."""
-    named = {*dotenv_values(".env"), *os.environ} if environ is None else {*environ}
-    fields = {
-        f"{ENV_PREFIX}{name.upper()}" for name, field in Settings.model_fields.items() if not field.validation_alias
-    }
-    known = fields | {f"{name}_FILE" for name in fields} | _NAMES_OF_OTHERS
-    for name in sorted(named):
-        of_table = name.upper().startswith((f"{ENV_PREFIX}PROVIDERS__", f"{ENV_PREFIX}TENANTS__"))
-        if name.upper().startswith(ENV_PREFIX) and name.upper() not in known and not of_table:
-            near = difflib.get_close_matches(_bare(name.upper()), map(_bare, known), n=1, cutoff=0.8)
-            yield name, f"{ENV_PREFIX}{near[0]}" if near else None
-
-
-def _bare(name: str) -> str:
-    """What two names are compared by: all begin alike."""
-    return name.removeprefix(ENV_PREFIX)
-
-
-#: Said to the CLI, and to docker compose, which reads the same `.env`.
-_NAMES_OF_OTHERS: Final = frozenset({"DISTILL_URL", "DISTILL_API_KEY", "DISTILL_PUBLISH", "DISTILL_STORE_MAXMEMORY"})
-_UNREADABLE: Final = re.compile(r'error parsing value for field "(\w+)"')  # pydantic-settings, of its own sources

@@ -6,7 +6,7 @@ import sys
 
 from shared.logs import configure_logs, warn_of_unknown_settings
 from shared.open_files import raise_open_file_limit
-from shared.settings import WrongSettings, load_settings
+from shared.settings_loading import WrongSettings, load_settings
 from worker.app import MetricsPortTaken, Worker
 
 

@@ -1,4 +1,4 @@
-"""Where settings come from, and which source wins."""
+"""Where settings come from, which source wins, and what is said of those that are wrong."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import pytest
 from pydantic import ValidationError
 
 from cli import doctor, keys, stack
-from shared.settings import ProviderSettings, Settings, WrongSettings, load_settings, unknown_names
+from shared.settings import ProviderSettings, Settings
+from shared.settings_loading import WrongSettings, load_settings, unknown_names
 
 ROOT = Path(__file__).parents[2]
 
@@ -112,6 +113,10 @@ WRONG = [
     (
         {"DISTILL_PROVIDERS__LAB__BASE_URL": "ftp://x"},
         "providers.lab.base_url: must be an address that starts with http:// or https://",
+    ),
+    (
+        {"DISTILL_PROVIDERS": '{"lab": {"base_url": "http://x", "webhook_secret": "whsec_c2hvcnQ="}}'},
+        "providers.lab.webhook_secret: must be whsec_ and base64, as the provider shows it",
     ),
     ({"OPENAI_BASE_URL": "garbage"}, "OPENAI_BASE_URL: must be an address that starts with http:// or https://"),
     ({"DISTILL_PUBLIC_URL": "https://"}, "DISTILL_PUBLIC_URL: must be an address that starts with http:// or https://"),

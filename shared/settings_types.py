@@ -1,0 +1,118 @@
+"""The types of single settings: what each accepts, and the words in which it refuses the rest."""
+
+from __future__ import annotations
+
+import base64
+from ipaddress import IPv4Network, IPv6Network, ip_network
+from pathlib import Path
+from typing import Annotated, Any, Final
+from urllib.parse import parse_qs, parse_qsl, urlsplit
+
+from pydantic import AfterValidator, BeforeValidator, SecretStr
+from redis.connection import parse_url
+
+from shared.settings_files import read_text
+
+_STORE_OPTIONS: Final = {  # what both redis-py and Celery's transport understand, by the address's scheme
+    "redis": frozenset({"db"}),
+    "rediss": frozenset({"db", "ssl_cert_reqs", "ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "ssl_check_hostname"}),
+    "unix": frozenset({"db"}),
+}
+_CERT_REQS: Final = ("required", "optional", "none")
+_SIGNING_KEY_BYTES_MIN: Final = 16
+
+
+def _redis_url(url: str) -> str:
+    """What its readers would take for something else: a `/` in a password ends the host, a `#` the address."""
+    if not url.startswith(("redis://", "rediss://", "unix://")):
+        raise ValueError("must start with redis://, rediss:// or unix://")
+    if not _names_a_store(url):
+        raise ValueError(
+            "must be redis://[user:password@]host[:port][/database] or unix://[user:password@]/path[?db=database] with"
+            " numbers as port and database; such characters as / # ? [ @ % in a password are to be percent-encoded"
+        )
+    parts = urlsplit(url)
+    options, known = dict(parse_qsl(parts.query)), _STORE_OPTIONS[parts.scheme]
+    if not options.keys() <= known:
+        raise ValueError(f"takes no option after the ? but {', '.join(sorted(known))}")
+    if options.get("ssl_cert_reqs", "required") not in _CERT_REQS:
+        raise ValueError(f"must have one of {', '.join(_CERT_REQS)} as ssl_cert_reqs")
+    return url
+
+
+def _names_a_store(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        options = parse_qs(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))
+        by_path = parts.scheme == "unix"
+        host = parts.netloc.rpartition("@")[2]
+        _ = None if by_path else parts.port  # read, so that it is checked
+        parse_url(url)  # type: ignore[no-untyped-call]  # raises ValueError for the client's own options
+    except ValueError:
+        return False
+    path = parts.path.removeprefix("/")
+    databases = options.get("db", []) + ([path] if path and not by_path else [])
+    well_placed = bool(path) and not host if by_path else "@" not in parts.path + parts.query
+    return well_placed and "#" not in url and all(db.isascii() and db.isdecimal() for db in databases)
+
+
+def _http_url(url: str) -> str:
+    try:
+        parts = urlsplit(url)
+        known = parts.scheme in {"http", "https"} and parts.hostname and (parts.port is None or parts.port > 0)
+    except ValueError:
+        known = False
+    if not known or any(sign.isspace() for sign in url):
+        raise ValueError("must be an address that starts with http:// or https://")
+    return url
+
+
+def _network(value: Any) -> Any:
+    """Said once, and not once for each kind of network that it might have been."""
+    try:
+        return ip_network(value)
+    except ValueError:
+        raise ValueError("must be a network as CIDR, such as 10.0.0.0/8") from None
+
+
+def _header_text(secret: SecretStr) -> SecretStr:
+    """A key, without the line's end that `$(cat file)` leaves out and other ways to set it do not."""
+    text = secret.get_secret_value().strip()
+    if not (text.isascii() and text.isprintable()):
+        raise ValueError("must be printable ASCII on one line, as a header carries it")
+    return SecretStr(text)
+
+
+def _signing_secret(secret: SecretStr) -> SecretStr:
+    """A secret that verifies nothing would be told by silence: every event refused."""
+    try:
+        key = base64.b64decode(secret.get_secret_value().removeprefix("whsec_"), validate=True)
+    except ValueError:
+        key = b""
+    if len(key) < _SIGNING_KEY_BYTES_MIN:
+        raise ValueError("must be whsec_ and base64, as the provider shows it")
+    return secret
+
+
+def _readable(path: Path) -> Path:
+    read_text(path)
+    return path
+
+
+def not_shorter_than(characters: int) -> AfterValidator:
+    """In our words: pydantic counts the items of a secret."""
+
+    def check(secret: SecretStr) -> SecretStr:
+        if len(secret.get_secret_value()) < characters:
+            raise ValueError(f"must have at least {characters} characters")
+        return secret
+
+    return AfterValidator(check)
+
+
+RedisUrl = Annotated[str, AfterValidator(_redis_url)]
+HttpUrl = Annotated[str, AfterValidator(_http_url)]
+Cidr = Annotated[IPv4Network | IPv6Network, BeforeValidator(_network)]
+HeaderText = Annotated[SecretStr, AfterValidator(_header_text)]
+SigningSecret = Annotated[SecretStr, AfterValidator(_signing_secret)]
+ReadableFile = Annotated[Path, AfterValidator(_readable)]
