@@ -15,13 +15,14 @@ import msgspec
 
 from api.schemas.completions import CompletionOut, UsageOut
 from api.schemas.jobs import JobError
+from shared.completions import Decision, StoredCompletion
 from shared.curation import Curator, Sample, SplitName, assistant_message
 from shared.errors import BadRequest, Fault, JobNotFinished, NotFound, ProviderError, ValidationFailed
 from shared.exports import Format, formats_of, lines_of, split_of_all
 from shared.ids import locate_completion
 from shared.judge import score_in
 from shared.lifecycle import TERMINAL
-from shared.models import Decision, Job, JsonObject, Prompt, StoredCompletion, usd
+from shared.models import Job, JsonObject, Prompt, usd
 from shared.plan import PassPlan, plans, teacher_plans
 from shared.store import Store
 

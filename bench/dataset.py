@@ -24,20 +24,10 @@ from bench.api import AUTHORIZED, api_process, bare_process
 from bench.processes import cost, python, reset_peak
 from bench.tables import show
 from cli import embedded
+from shared.completions import StoredCompletion
 from shared.ids import JobId, TenantId, new_event_id, new_job_id
 from shared.lifecycle import JobStatus, Stage
-from shared.models import (
-    Counters,
-    Event,
-    FineTune,
-    Job,
-    JobSpec,
-    Manifest,
-    Prompt,
-    StoredCompletion,
-    Student,
-    Teacher,
-)
+from shared.models import Counters, Event, FineTune, Job, JobSpec, Manifest, Prompt, Student, Teacher
 from shared.store import Store, keys
 from shared.store.content import pack_completion, pack_prompts
 from shared.store.jobs import TEACHER, Change

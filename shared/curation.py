@@ -16,21 +16,12 @@ from typing import Any, Final, Literal, TypeAlias, TypedDict
 import jsonschema_rs
 import msgspec
 
+from shared.completions import Decision, StoredCompletion
 from shared.dataset import content_of, text_of
 from shared.errors import Fault, JobFailed, ProviderUnavailable, ValidationFailed
 from shared.fingerprints import Fingerprints
 from shared.graders import parse_grader
-from shared.models import (
-    INSTRUCTIONS,
-    Curation,
-    Decision,
-    JsonObject,
-    Prompt,
-    PromptDefaults,
-    Split,
-    StoredCompletion,
-    Student,
-)
+from shared.models import INSTRUCTIONS, Curation, JsonObject, Prompt, PromptDefaults, Split, Student
 from shared.schema_bounds import is_tame
 from shared.selection import choose
 

@@ -12,7 +12,8 @@ from typing import Any, Final
 
 import msgspec
 
-from shared.models import Decision, JobSpec, JsonObject, Prompt
+from shared.completions import Decision
+from shared.models import JobSpec, JsonObject, Prompt
 
 MESSAGE_FIELDS: Final = ("role", "name", "content", "tool_calls", "tool_call_id", "weight")
 """What a training line knows of a message, in the order it is written (openai-contract §1.3)."""

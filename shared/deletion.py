@@ -8,10 +8,11 @@ from typing import Final
 from msgspec.structs import replace
 
 from shared.cleanup import Cleanup, Kind, Remnant, with_models
-from shared.models import Delivery, FineTune, Job
+from shared.models import FineTune, Job
 from shared.notices import deliveries_for
 from shared.plan import our_metadata, teacher_plan
 from shared.store import Store
+from shared.webhook_records import Delivery
 from shared.webhooks import GONE
 
 _CLOCK_SKEW_SECONDS: Final = 600  # between the provider's clock and ours, when older files are told from the job's own

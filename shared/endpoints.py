@@ -14,9 +14,9 @@ from msgspec.structs import replace
 
 from shared.errors import BadRequest, Conflict, Fault, NotFound, ValidationFailed
 from shared.ids import DeliveryId, EndpointId, TenantId, is_id, new_endpoint_id
-from shared.models import Delivery, RetiredSecret, WebhookEndpoint
 from shared.notices import trial_of
 from shared.store import Store
+from shared.webhook_records import Delivery, RetiredSecret, WebhookEndpoint
 from shared.webhooks import check_url, still_signing
 
 OVERLAP_MS: Final = 86_400_000  # for so long after a rotation the old secret signs beside the new one

@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final, Literal, TypeAlias, get_args
 
+from shared.completions import Decision
 from shared.curation import SplitName
 from shared.dataset import content_of, dpo_line, example_line, raw_line, text_of
-from shared.models import INSTRUCTIONS, Decision, JobSpec, JsonObject, Prompt
+from shared.models import INSTRUCTIONS, JobSpec, JsonObject, Prompt
 
 Format: TypeAlias = Literal["openai_chat", "openai_dpo", "raw"]
 Unpaired: TypeAlias = Literal["not_text", "tool_calls", "several_turns", "no_worse_sample"]

@@ -12,11 +12,12 @@ from typing import Final
 
 import msgspec
 
+from shared.completions import StoredCompletion
 from shared.curation import Reason, assistant_message, reason_against
 from shared.dataset import text_of
 from shared.errors import ProviderError
 from shared.graders import ScoreModel, Ungradable
-from shared.models import JsonObject, Prompt, StoredCompletion
+from shared.models import JsonObject, Prompt
 from shared.verdict import HoldoutExample, Pair
 
 #: Upper bound of one reply, so that what is reserved of a budget stays small.  The reply itself takes a dozen tokens;

@@ -1,4 +1,4 @@
-"""The records of the domain: frozen values, stored as JSON by msgspec.  A changed job is a new value.
+"""The records of jobs and their prompts: frozen values, stored as JSON by msgspec.  A changed job is a new value.
 
 Times are unix milliseconds (`*_at_ms`), money is whole nano-dollars (`*_nano`): exact in Python, JSON and Lua alike."""
 
@@ -10,7 +10,7 @@ from typing import Any, Final, Literal, TypeAlias
 
 import msgspec
 
-from shared.ids import EndpointId, FileId, JobId, TenantId
+from shared.ids import FileId, JobId, TenantId
 from shared.lifecycle import JobStatus, PausedReason, Stage
 
 JsonObject: TypeAlias = dict[str, Any]
@@ -508,124 +508,3 @@ class Event(Record, frozen=True, kw_only=True):
     stage: Stage | None = None
     data: JsonObject = {}
     sequence: int = 0
-
-
-_NOTHING: Final = msgspec.Raw()
-
-# --- completions -----------------------------------------------------------------------------------------------------
-
-
-class StoredCompletion(Record, frozen=True, kw_only=True):
-    """One settled prompt of one pass.  raw: the provider's answer, every byte; empty when it failed.
-
-    status: "answered", or "failed" with `error`.  reason: why curation cannot use the answer on its own (refused,
-    truncated, filtered, empty), judged on arrival; reasons that need the other completions come with curating."""
-
-    id: str
-    index: int
-    model: str
-    status: Literal["answered", "failed"]
-    created_at_ms: int
-    reason: str | None = None
-    raw: msgspec.Raw = _NOTHING
-    usage: Usage | None = None
-    cost_nano: int | None = None
-    latency_ms: int | None = None
-    reused: bool = False
-    provider_request_id: str | None = None
-    error: JobError | None = None
-
-
-class Decision(Record, frozen=True, kw_only=True):
-    """What curating decided of one teacher completion.  score: by which the best sample was chosen, in [0, 1]."""
-
-    status: Literal["accepted", "rejected", "failed"]
-    split: Literal["train", "validation", "holdout"]
-    reason: str | None = None
-    score: float | None = None
-
-
-# --- providers' models -----------------------------------------------------------------------------------------------
-
-
-class ListedModel(Record, frozen=True, kw_only=True):
-    """As the provider lists it.  created: unix seconds.  shutdown_date: "YYYY-MM-DD"."""
-
-    created: int | None = None
-    owned_by: str | None = None
-    shutdown_date: str | None = None
-
-
-class Catalogue(Record, frozen=True, kw_only=True):
-    """A provider's models, as a worker has read them.
-
-    outcome: of the last look, at tried_at_ms; `unlisted`: the server has no list of models.  models: of the last look
-    that went well, at read_at_ms; today: the day it was then, by the provider's clock."""
-
-    outcome: Literal["ok", "auth_failed", "unreachable", "unlisted"]
-    tried_at_ms: int
-    read_at_ms: int | None = None
-    today: str | None = None
-    models: dict[str, ListedModel] = {}
-
-
-# --- webhooks --------------------------------------------------------------------------------------------------------
-
-
-class DeliveryAttempt(Record, frozen=True, kw_only=True):
-    at_ms: int
-    duration_ms: int
-    status: int | None = None
-    error: str | None = None
-
-
-class RetiredSecret(Record, frozen=True, kw_only=True):
-    """A secret that was replaced, and signs beside the newer ones until then."""
-
-    secret: str
-    until_ms: int
-
-    def __repr__(self) -> str:
-        return f"RetiredSecret(until_ms={self.until_ms})"
-
-
-class WebhookEndpoint(Record, frozen=True, kw_only=True):
-    """Where a tenant is told of what happens to any of its jobs.
-
-    secret: signs every delivery; those it replaced too, each until its own time, the newest first.  disabled_reason:
-    "gone" when the receiver has answered 410; None when it is enabled, or its owner disabled it."""
-
-    id: EndpointId
-    tenant: TenantId
-    url: str
-    events: list[str]
-    secret: str
-    created_at_ms: int
-    description: str | None = None
-    enabled: bool = True
-    disabled_reason: Literal["gone"] | None = None
-    retired_secrets: list[RetiredSecret] = []
-
-    def __repr__(self) -> str:
-        """Without the secrets, which a log line or a traceback must never show."""
-        return f"WebhookEndpoint({self.id!r})"
-
-
-class Delivery(Record, frozen=True, kw_only=True):
-    """One webhook on its way.  body: the exact JSON text that is signed and sent, the same at every attempt.
-
-    job_id: None when the event is not of a job.  endpoint_id: None for a job's own webhook.
-    counted_from: number of attempts made before it was last sent again on request; the schedule starts there."""
-
-    id: str
-    job_id: JobId | None
-    tenant: TenantId
-    event_id: str
-    event_type: str
-    url: str
-    body: str
-    created_at_ms: int
-    status: Literal["pending", "delivered", "failed"] = "pending"
-    attempts: list[DeliveryAttempt] = []
-    endpoint_id: EndpointId | None = None
-    counted_from: int = 0

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 
 from shared.ids import EndpointId, JobId, TenantId, new_delivery_id, new_event_id
 from shared.lifecycle import JobStatus
-from shared.models import Delivery, Job, WebhookEndpoint
+from shared.models import Job
 from shared.store import Store
+from shared.webhook_records import Delivery, WebhookEndpoint
 from shared.webhooks import endpoint_event_body, event_body
 
 

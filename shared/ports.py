@@ -8,7 +8,8 @@ from typing import Any, Final, Protocol
 
 import msgspec
 
-from shared.models import Checkpoint, JsonObject, ListedModel, Usage
+from shared.catalogue import ListedModel
+from shared.models import Checkpoint, JsonObject, Usage
 
 
 class CompletionRequest(msgspec.Struct, frozen=True):

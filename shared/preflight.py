@@ -15,9 +15,10 @@ from typing import Final
 import msgspec
 from msgspec.structs import replace
 
+from shared.catalogue import Catalogue, ListedModel
 from shared.errors import Fault, Forbidden
 from shared.ids import TenantId
-from shared.models import Advice, Catalogue, JobSpec, ListedModel, usd
+from shared.models import Advice, JobSpec, usd
 from shared.planning import Plan
 from shared.pricing import Prices
 from shared.retirement import parsed, retirement, retires_soon, training_closes

@@ -20,7 +20,7 @@ from standardwebhooks import Webhook
 
 from shared.errors import Fault, ValidationFailed
 from shared.ids import EndpointId, JobId
-from shared.models import DeliveryAttempt, RetiredSecret, WebhookEndpoint
+from shared.webhook_records import DeliveryAttempt, RetiredSecret, WebhookEndpoint
 
 Address: TypeAlias = IPv4Address | IPv6Address
 Network: TypeAlias = IPv4Network | IPv6Network

@@ -8,27 +8,16 @@ from typing import Any
 
 import msgspec
 
+from shared.completions import StoredCompletion
 from shared.ids import JobId, TenantId, new_delivery_id, new_event_id, new_job_id
 from shared.lifecycle import MOVES, JobStatus
-from shared.models import (
-    Budget,
-    Counters,
-    Delivery,
-    Event,
-    FineTune,
-    Job,
-    JobSpec,
-    Money,
-    Prompt,
-    StoredCompletion,
-    Student,
-    Teacher,
-)
+from shared.models import Budget, Counters, Event, FineTune, Job, JobSpec, Money, Prompt, Student, Teacher
 from shared.rules import Limits
 from shared.store import Store, keys
 from shared.store.content import chunked, pack_completion
 from shared.store.jobs import Change, Lease
 from shared.store.passes import Beginning, Settlement
+from shared.webhook_records import Delivery
 
 TENANT = TenantId("acme")
 

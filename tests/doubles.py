@@ -12,8 +12,9 @@ from typing import Any
 
 import msgspec
 
+from shared.catalogue import ListedModel
 from shared.errors import ProviderModelMissing, StoreError
-from shared.models import Checkpoint, ListedModel
+from shared.models import Checkpoint
 from shared.ports import (
     Completion,
     CompletionRequest,

@@ -7,8 +7,9 @@ from typing import Any, Self
 
 from builders import a_beginning, a_job, a_settlement, accepted, an_end_without_answer, loaded, prompts, standing_at
 
+from shared.completions import StoredCompletion
 from shared.lifecycle import JobStatus
-from shared.models import Job, Prompt, StoredCompletion
+from shared.models import Job, Prompt
 from shared.store import Store
 from shared.store.jobs import Change
 from shared.store.passes import Answer, Beginning, Holder, Opening, PassId, PassState, Settlement, TickResult

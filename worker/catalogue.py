@@ -9,8 +9,8 @@ from typing import Final
 
 import structlog
 
+from shared.catalogue import Catalogue
 from shared.errors import ProviderAuthFailed, ProviderError, ProviderModelMissing, ProviderRejected
-from shared.models import Catalogue
 from shared.settings import ProviderSettings
 from shared.store import Store
 from worker.providers import Providers

@@ -8,12 +8,13 @@ from collections.abc import Mapping
 
 import msgspec
 
+from shared.completions import StoredCompletion
 from shared.curation import assistant_message, reason_against
 from shared.errors import JobFailed, ProviderError
 from shared.ids import completion_id
 from shared.judge import reason_against_reply
 from shared.lifecycle import Stage
-from shared.models import Job, JobError, JsonObject, Prompt, ProviderAnswer, StoredCompletion, Usage, usd
+from shared.models import Job, JobError, JsonObject, Prompt, ProviderAnswer, Usage, usd
 from shared.plan import PassPlan, request_body
 from shared.ports import Completion
 from shared.pricing import Prices, batch_nano, request_size

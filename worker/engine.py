@@ -20,11 +20,12 @@ import structlog
 from shared.errors import JobFailed, ProviderError, ProviderQuotaExhausted, StoreError
 from shared.ids import JobId, new_event_id
 from shared.lifecycle import TERMINAL, JobStatus, PausedReason, Stage
-from shared.models import Delivery, Event, Job, JobError, usd
+from shared.models import Event, Job, JobError, usd
 from shared.notices import Notices
 from shared.plan import phases, plans
 from shared.store.jobs import Change, Lease, Refused
 from shared.store.passes import PassId
+from shared.webhook_records import Delivery
 from worker.completions import job_error
 from worker.outcomes import Done, Fail, Outcome, Pause, Resume, Stopped, Wait
 from worker.stages import Save, StageStep, Tools

@@ -7,8 +7,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from shared.completions import StoredCompletion
 from shared.curation import Curator, Sample
-from shared.models import Job, Prompt, StoredCompletion
+from shared.models import Job, Prompt
 from shared.plan import PassPlan
 from shared.store import Store
 

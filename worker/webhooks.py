@@ -13,9 +13,9 @@ from msgspec.structs import replace
 
 from shared.errors import NotFound
 from shared.ids import DeliveryId
-from shared.models import Delivery, DeliveryAttempt, WebhookEndpoint
 from shared.notices import disabled_of
 from shared.store import Store
+from shared.webhook_records import Delivery, DeliveryAttempt, WebhookEndpoint
 from shared.webhooks import GONE, Delivered, GaveUp, RetryAt, after_attempt, headers, secrets_of, signing_secret
 from worker.outbound import Outbound
 

@@ -6,7 +6,8 @@ from datetime import UTC, date, datetime, time
 from typing import Literal, Self
 
 from api.schemas.common import Response
-from shared.models import ListedModel, usd
+from shared.catalogue import ListedModel
+from shared.models import usd
 from shared.pricing import Prices
 from shared.retirement import is_retired
 from shared.settings import ProviderSettings, Settings

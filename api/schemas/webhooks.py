@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, Field
 
 from api.schemas.common import Request, Response, broken, seconds
-from shared import models as domain
+from shared.webhook_records import Delivery, WebhookEndpoint
 from shared.webhooks import DEFAULT_EVENTS, EVENT_TYPES
 
 
@@ -63,7 +63,7 @@ class WebhookEndpointOut(Response):
     created_at: int
 
     @classmethod
-    def of(cls, endpoint: domain.WebhookEndpoint) -> Self:
+    def of(cls, endpoint: WebhookEndpoint) -> Self:
         return cls(**_endpoint_fields(endpoint))
 
 
@@ -73,11 +73,11 @@ class NewWebhookEndpointOut(WebhookEndpointOut):
     secret: str
 
     @classmethod
-    def made(cls, endpoint: domain.WebhookEndpoint) -> Self:
+    def made(cls, endpoint: WebhookEndpoint) -> Self:
         return cls(**_endpoint_fields(endpoint), secret=endpoint.secret)
 
 
-def _endpoint_fields(endpoint: domain.WebhookEndpoint) -> dict[str, Any]:
+def _endpoint_fields(endpoint: WebhookEndpoint) -> dict[str, Any]:
     return {
         "id": endpoint.id,
         "object": "webhook_endpoint",
@@ -114,7 +114,7 @@ class WebhookDeliveryOut(Response):
     created_at: int
 
     @classmethod
-    def of(cls, delivery: domain.Delivery) -> Self:
+    def of(cls, delivery: Delivery) -> Self:
         return cls(
             id=delivery.id,
             object="webhook_delivery",

@@ -10,8 +10,8 @@ from typing import Final
 import msgspec
 import redis.asyncio as redis
 
+from shared.catalogue import Catalogue
 from shared.ids import TenantId
-from shared.models import Catalogue
 from shared.store import keys
 from shared.store.connection import ask
 from shared.store.together import Together

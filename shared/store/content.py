@@ -10,8 +10,9 @@ import msgspec
 import redis.asyncio as redis
 import zstandard
 
+from shared.completions import Decision, StoredCompletion
 from shared.ids import JobId
-from shared.models import Decision, Prompt, PromptDefaults, StoredCompletion
+from shared.models import Prompt, PromptDefaults
 from shared.prompts import Texts, with_defaults
 from shared.store import keys
 from shared.store.connection import ask

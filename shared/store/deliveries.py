@@ -11,9 +11,9 @@ from msgspec.structs import replace
 
 from shared.errors import NotFound, StoreError
 from shared.ids import DeliveryId, EndpointId, JobId, TenantId
-from shared.models import Delivery
 from shared.store import keys
 from shared.store.connection import Scripts, ask
+from shared.webhook_records import Delivery
 
 _TRIES: Final = 8
 _delivery: Final = msgspec.json.Decoder(Delivery)

@@ -18,7 +18,6 @@ from shared.models import (
     Advice,
     BatchRun,
     Counters,
-    Delivery,
     Event,
     FineTune,
     Import,
@@ -38,6 +37,7 @@ from shared.store.deliveries import entry
 from shared.store.idempotency import KEPT_SECONDS, Once
 from shared.store.spending import DayLimit
 from shared.store.together import Together
+from shared.webhook_records import Delivery
 
 T = TypeVar("T")
 _IDS_AT_ONCE: Final = 200  # read from one index to be looked for in others

@@ -9,8 +9,9 @@ from typing import Final, Literal, cast
 import msgspec
 import redis.asyncio as redis
 
+from shared.completions import StoredCompletion
 from shared.ids import JobId, TenantId
-from shared.models import JobError, StoredCompletion, Usage
+from shared.models import JobError, Usage
 from shared.store import keys
 from shared.store.connection import Scripts, ask
 from shared.store.content import unpack_completion

@@ -12,11 +12,12 @@ from shared.cleanup import Cleanup, with_models
 from shared.errors import Conflict, NotFound
 from shared.ids import DeliveryId, JobId, TenantId
 from shared.lifecycle import TERMINAL
-from shared.models import Delivery, Job, Record
+from shared.models import Job, Record
 from shared.store import keys
 from shared.store.cleanups import KEPT_SECONDS
 from shared.store.connection import Scripts, ask
 from shared.store.deliveries import entry
+from shared.webhook_records import Delivery
 
 _AT_ONCE: Final = 500
 

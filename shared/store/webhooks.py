@@ -10,10 +10,10 @@ import redis.asyncio as redis
 
 from shared.errors import Conflict, NotFound, StoreError
 from shared.ids import EndpointId, TenantId
-from shared.models import Delivery, WebhookEndpoint
 from shared.store import keys
 from shared.store.connection import Scripts, ask
 from shared.store.deliveries import entry
+from shared.webhook_records import Delivery, WebhookEndpoint
 
 ENDPOINTS_MAX: Final = 20  # per tenant; every event is held against all of them
 _TRIES: Final = 8

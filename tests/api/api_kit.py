@@ -20,11 +20,12 @@ import msgspec
 
 from api.app import create_app
 from api.problem_table import PROBLEMS
+from shared.completions import StoredCompletion
 from shared.curation import Curator
 from shared.dataset import Digest, example_line
 from shared.ids import JobId, completion_id
 from shared.lifecycle import JobStatus
-from shared.models import Job, JobError, Manifest, StoredCompletion, Usage
+from shared.models import Job, JobError, Manifest, Usage
 from shared.plan import teacher_plans
 from shared.settings import ProviderSettings, Settings
 from shared.store import Store, keys

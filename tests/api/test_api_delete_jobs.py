@@ -10,7 +10,7 @@ from api_kit import Api, a_request, answer_all, begin, curate, loaded, problem_o
 
 from shared.ids import DeliveryId, JobId, TenantId
 from shared.lifecycle import JobStatus
-from shared.models import DeliveryAttempt, FineTune, Prompt
+from shared.models import FineTune, Prompt
 from shared.notices import deliveries_for
 from shared.plan import teacher_plan
 from shared.pricing import Prices
@@ -18,6 +18,7 @@ from shared.queue import CLEAN_UP_JOB, PURGE_JOB
 from shared.store import keys
 from shared.store.jobs import Change
 from shared.store.passes import PassId
+from shared.webhook_records import DeliveryAttempt
 from tests.accounts import Account
 from worker.cleaner import Cleaner, CleaningLimits
 from worker.completions import Scribe

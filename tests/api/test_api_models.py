@@ -10,8 +10,9 @@ import pytest
 from api_kit import Api, FakeServer, a_request, loaded, problem_of, some_settings
 
 from api.deps import SCOPES
+from shared.catalogue import Catalogue, ListedModel
 from shared.ids import TenantId
-from shared.models import Catalogue, FineTune, ListedModel
+from shared.models import FineTune
 from shared.settings import ProviderSettings, TenantSettings
 from shared.store import Store, keys
 from shared.store.jobs import Change

@@ -11,9 +11,10 @@ import msgspec
 import pytest
 from api_kit import Api, answer_all, begin, curate, loaded, problem_of
 
+from shared.completions import Decision
 from shared.ids import new_event_id
 from shared.lifecycle import JobStatus
-from shared.models import Decision, Event
+from shared.models import Event
 from shared.store import keys
 from shared.store.content import pack_completion
 from shared.store.jobs import TEACHER, Change

@@ -10,10 +10,11 @@ import msgspec
 import pytest
 from api_kit import Api, a_request, answer_all, begin, curate, loaded, problem_of
 
+from shared.completions import StoredCompletion
 from shared.curation import Curator, Sample
 from shared.ids import completion_id
 from shared.lifecycle import JobStatus
-from shared.models import Job, Prompt, StoredCompletion
+from shared.models import Job, Prompt
 from shared.plan import teacher_plans
 from shared.store import keys
 from shared.store.content import pack_completion

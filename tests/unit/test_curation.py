@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from shared.completions import Decision
 from shared.curation import (
     TEMPLATE_CONTEXTS,
     Curator,
@@ -19,7 +20,7 @@ from shared.curation import (
     words_of,
 )
 from shared.errors import ProviderUnavailable, ValidationFailed
-from shared.models import Curation, Decision, Prompt, Split
+from shared.models import Curation, Prompt, Split
 
 SCHEMA = {"type": "object", "required": ["category"], "properties": {"category": {"enum": ["billing", "login"]}}}
 

@@ -6,8 +6,9 @@ import json
 from hypothesis import given
 from hypothesis import strategies as st
 
+from shared.completions import Decision
 from shared.dataset import Digest, chat_line, raw_line, text_of
-from shared.models import Decision, Prompt
+from shared.models import Prompt
 
 TOOL = {
     "type": "function",

@@ -5,8 +5,9 @@ import json
 import pytest
 from builders import a_prompt, a_spec
 
+from shared.completions import Decision
 from shared.exports import formats_of, lines_of, preference
-from shared.models import Curation, Decision, Prompt, Teacher
+from shared.models import Curation, Prompt, Teacher
 
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {}}}
 CALL = {

@@ -2,7 +2,8 @@
 
 import msgspec
 
-from shared.models import Decision, JobSpec, Manifest, Prompt, PromptCounts
+from shared.completions import Decision
+from shared.models import JobSpec, Manifest, Prompt, PromptCounts
 
 
 def test_a_request_from_before_samples_and_scores_asks_once_and_scores_nothing():

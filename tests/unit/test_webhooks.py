@@ -19,7 +19,7 @@ from standardwebhooks import Webhook, WebhookVerificationError
 from shared import webhooks
 from shared.errors import ValidationFailed
 from shared.ids import JobId
-from shared.models import DeliveryAttempt
+from shared.webhook_records import DeliveryAttempt
 from shared.webhooks import Delivered, GaveUp, RetryAt, address_allowed, after_attempt, check_url, parse_url
 
 SECRET = webhooks.signing_secret(b"operator's secret, 32 bytes long", "acme")

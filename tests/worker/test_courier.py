@@ -19,10 +19,11 @@ from shared.endpoints import OVERLAP_MS, SECRETS_MAX, Destinations, Endpoints
 from shared.errors import Conflict
 from shared.ids import DeliveryId, TenantId
 from shared.lifecycle import JobStatus
-from shared.models import Delivery, Job, WebhookEndpoint, WebhookTarget
+from shared.models import Job, WebhookTarget
 from shared.notices import Notices
 from shared.store import Store, keys
 from shared.store.jobs import Change
+from shared.webhook_records import Delivery, WebhookEndpoint
 from shared.webhooks import SCHEDULE_SECONDS
 from worker.outbound import Outbound
 from worker.webhooks import Courier

@@ -11,8 +11,8 @@ from typing import Any, Final
 
 import msgspec
 
+from shared.catalogue import ListedModel
 from shared.errors import ProviderError, ProviderModelMissing, ProviderTrainingClosed, ProviderUnavailable
-from shared.models import ListedModel
 from shared.ports import ModelFacts, ModelList
 from shared.settings import ProviderSettings
 from worker.providers.sdk import asked, sdk_client

@@ -11,13 +11,14 @@ from typing import Final
 
 from msgspec.structs import replace
 
+from shared.completions import Decision
 from shared.curation import Curator, Sample, SplitName, shortfall, student_shortfalls, summary
 from shared.dataset import Digest, text_of
 from shared.errors import JobFailed
 from shared.exports import Format, formats_of, kept_sample, lines_of, preference, split_of_all
 from shared.ids import new_event_id
 from shared.judge import rating_messages
-from shared.models import DatasetFile, Decision, Event, Job, JobError, JsonObject, Manifest, Prompt, Student
+from shared.models import DatasetFile, Event, Job, JobError, JsonObject, Manifest, Prompt, Student
 from shared.plan import PassPlan, rating_plan, teacher_plans
 from worker.completions import job_error
 from worker.outcomes import Done, Fail, Outcome

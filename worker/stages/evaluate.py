@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Final, cast
 
+from shared.completions import StoredCompletion
 from shared.curation import assistant_message
 from shared.dataset import text_of
 from shared.errors import ProviderModelMissing
@@ -18,7 +19,7 @@ from shared.graders import ScoreModel, parse_graders
 from shared.ids import new_event_id
 from shared.judge import compared, comparisons
 from shared.lifecycle import Stage
-from shared.models import Event, Job, Prompt, StoredCompletion
+from shared.models import Event, Job, Prompt
 from shared.plan import PassPlan, evaluation_plans, judge_plans, teacher_plans
 from shared.store.passes import Halt, PassId
 from shared.verdict import Answer, Contestant, HoldoutExample, Judged, Role, assemble, pairs_to_judge
