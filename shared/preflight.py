@@ -83,6 +83,7 @@ class Catalogues:
         self._store = store
         self._clock = clock
         self._seen: dict[str, tuple[float, Catalogue]] = {}
+        self._unowned: dict[str, set[str]] = {}  # of the models in a remembered catalogue, those that no job has made
 
     async def of(self, provider: str) -> Catalogue | None:
         """provider: a configured one, so that what is remembered stays small."""
@@ -92,21 +93,31 @@ class Catalogues:
     async def look_up(
         self, named: Sequence[Named], providers: Iterable[str]
     ) -> tuple[list[TenantId | None], Mapping[str, Catalogue | None]]:
-        """(whose jobs have made each of these models, None for none; the providers' catalogues), in one read."""
+        """(whose jobs have made each of these models, None for none; the providers' catalogues); one read at most."""
         now = self._clock()
         known: dict[str, Catalogue | None] = {}
         for provider in providers:
             seen = self._seen.get(provider)
             known[provider] = seen[1] if seen is not None and now - seen[0] < _REMEMBERED_SECONDS else None
         unread = [provider for provider, catalogue in known.items() if catalogue is None]
-        if not (named or unread):
-            return [], known
-        owners, found = await self._store.catalogues.look_up([(each.provider, each.model) for each in named], unread)
+        asked = [each for each in named if known.get(each.provider) is None or not self._is_unowned(each)]
+        if not (asked or unread):
+            return [None] * len(named), known
+        answers, found = await self._store.catalogues.look_up([(each.provider, each.model) for each in asked], unread)
         for provider, catalogue in zip(unread, found, strict=True):
             known[provider] = catalogue
             if catalogue is not None:
-                self._seen[provider] = (now, catalogue)
-        return owners, known
+                self._seen[provider], self._unowned[provider] = (now, catalogue), set()
+        owners = dict(zip(asked, answers, strict=True))
+        for each, owner in owners.items():
+            listed = known.get(each.provider)
+            if owner is None and listed is not None and each.model in listed.models:
+                self._unowned[each.provider].add(each.model)
+        return [owners.get(each) for each in named], known
+
+    def _is_unowned(self, named: Named) -> bool:
+        """As last seen: a model that is listed before a job has made it is none of a job's."""
+        return named.model in self._unowned[named.provider]
 
     def is_fresh(self, catalogue: Catalogue) -> bool:
         """False when it was not read lately, or the provider lists no models."""

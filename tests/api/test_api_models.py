@@ -13,6 +13,7 @@ from api.deps import SCOPES
 from shared.catalogue import Catalogue, ListedModel
 from shared.ids import TenantId
 from shared.models import FineTune
+from shared.preflight import Catalogues, Named
 from shared.settings import ProviderSettings, TenantSettings
 from shared.store import Store, keys
 from shared.store.jobs import Change
@@ -200,6 +201,31 @@ async def test_another_tenants_model_is_told_from_none_by_nothing(api: Api):
     await api.redis.delete(keys.catalogue("openai"))
     api.app.state.services.catalogues._seen.clear()
     assert (await api.http.post("/v1/jobs", json=asked[0], headers=rival)).status_code == 422
+
+
+async def test_whose_a_model_is_need_not_be_read_again_for_one_that_is_listed_and_nobodys(api: Api, monkeypatch: Any):
+    await tuned(api, await as_tenant(api, ACME))
+    await read(api, TUNED)
+    clock = [time.time()]
+    catalogues = Catalogues(api.store, clock=lambda: clock[0])
+    asked: list[list[str]] = []
+    whole = api.store.catalogues.look_up
+
+    async def look_up(models: Any, providers: Any) -> Any:
+        asked.append([model for _, model in models])
+        return await whole(models, providers)
+
+    monkeypatch.setattr(api.store.catalogues, "look_up", look_up)
+    named = [Named("/teacher/model", "openai", name) for name in (TEACHER, TUNED, "gpt-17")]
+
+    for _ in range(2):
+        owners, known = await catalogues.look_up(named, ["openai"])
+        assert (owners, [*known]) == ([None, ACME, None], ["openai"])
+    assert await catalogues.look_up(named[:1], ["openai"]) == ([None], known)
+    clock[0] += 11
+    await catalogues.look_up(named[:1], ["openai"])
+
+    assert asked == [[TEACHER, TUNED, "gpt-17"], [TUNED, "gpt-17"], [TEACHER]]
 
 
 @pytest.mark.parametrize("days", [0, -30])
