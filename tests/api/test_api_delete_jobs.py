@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from accounts import Account
 from api_kit import Api, a_request, answer_all, begin, curate, loaded, problem_of
 
 from shared.ids import DeliveryId, JobId, TenantId
@@ -19,7 +20,6 @@ from shared.store import keys
 from shared.store.jobs import Change
 from shared.store.passes import PassId
 from shared.webhook_records import DeliveryAttempt
-from tests.accounts import Account
 from worker.cleaner import Cleaner, CleaningLimits
 from worker.completions import Scribe
 from worker.janitor import Janitor

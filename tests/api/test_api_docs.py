@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
+from system import KEY, System
 
 from api.schemas.api_keys import Scope
 from api.schemas.jobs import StudentOut
-from tests.system import KEY, System
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")

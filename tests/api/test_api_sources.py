@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from api_kit import NOT_STORED, Api, a_request, begin, loaded, problem_of
+from builders import a_prompt, a_spec
 
 from shared.ids import JobId, new_job_id
 from shared.lifecycle import JobStatus
@@ -15,7 +16,6 @@ from shared.prompts import defaults_of, joined, with_defaults
 from shared.settings import ProviderSettings
 from shared.store import keys
 from shared.store.jobs import TEACHER, Change
-from tests.builders import a_prompt, a_spec
 from worker.janitor import Janitor
 
 pytestmark = pytest.mark.anyio

@@ -6,6 +6,7 @@ from typing import Any
 
 import httpx2
 import pytest
+from builders import a_beginning, a_job, a_settlement, accepted, now_ms, prompts, standing_at
 
 from api.metrics import metrics_app
 from shared.deletion import mark_deleted
@@ -14,7 +15,6 @@ from shared.ids import JobId, TenantId
 from shared.lifecycle import JobStatus
 from shared.store import Store, keys
 from shared.store.passes import PassId
-from tests.builders import a_beginning, a_job, a_settlement, accepted, now_ms, prompts, standing_at
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("within_a_day")]
 TENANTS = (TenantId("canary-tenant-1"), TenantId("canary-tenant-2"))

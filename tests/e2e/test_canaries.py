@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import redis
+from system import System, a_request
 
 from cli.stack import free_port
-from tests.system import System, a_request
 
 CANARY = "canary-4d7a"
 _ID = re.compile(r"job_[a-z0-9]+")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.system import STUDENT, TEACHER, System, a_request
+from system import STUDENT, TEACHER, System, a_request
 
 
 def test_models_are_known_at_submit_once_a_worker_has_started(tmp_path: Path) -> None:

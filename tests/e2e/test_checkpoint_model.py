@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from tests.system import PROVIDER_KEY, System
+from system import PROVIDER_KEY, System
 
 
 def at_provider(system: System, method: str, path: str, **body: Any) -> int:

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 import redis
+from system import TEACHER, System, a_request
 
 from shared.ids import TenantId
 from shared.models import NANO, Usage, usd
 from shared.pricing import Prices
 from shared.rules import parse_usd
 from shared.store import keys
-from tests.system import TEACHER, System, a_request
 
 LIMIT_NANO = NANO // 50
 LOCAL = TenantId("local")

@@ -10,8 +10,7 @@ from typing import Any
 
 import redis
 import zstandard
-
-from tests.system import System
+from system import System
 
 CANARY = "canary-9b2e"
 _ZSTD = b"\x28\xb5\x2f\xfd"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from tests.system import System, a_request, a_ticket
+from system import System, a_request, a_ticket
 
 
 def test_a_job_from_a_file_goes_to_its_verdict_though_the_file_is_deleted(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.system import KEY, System, a_request
+from system import KEY, System, a_request
 
 
 def create(system: System, *options: str, key: str = KEY) -> subprocess.CompletedProcess[str]:

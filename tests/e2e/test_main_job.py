@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 from openai import OpenAI
+from system import STUDENT, TEACHER, System, a_request
 
 from shared.webhooks import signing_secret
-from tests.system import STUDENT, TEACHER, System, a_request
 
 
 @pytest.fixture(scope="module")

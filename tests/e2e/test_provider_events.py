@@ -6,8 +6,7 @@ import time
 from pathlib import Path
 
 import httpx2
-
-from tests.system import TEACHER, System
+from system import TEACHER, System
 
 SECRET = "whsec_c2VjcmV0IG9mIHRoZSBzYW5kYm94"  # of the sandbox's webhooks, made up here
 RARELY = {

@@ -8,7 +8,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from tests.system import STUDENT, TEACHER, System, a_ticket
+from system import STUDENT, TEACHER, System, a_ticket
 
 JUDGE = "gpt-5.4"
 PROMPTS = 48

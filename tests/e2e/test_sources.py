@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from openai import OpenAI
-
-from tests.system import TEACHER, System, a_request, a_ticket
+from system import TEACHER, System, a_request, a_ticket
 
 
 def asked(system: System) -> int:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from system import STUDENT, System
+
 from sandbox.testing import SandboxProcess
-from tests.system import STUDENT, System
 
 
 def test_a_student_trained_elsewhere_is_evaluated_where_its_owner_has_deployed_it(tmp_path: Path) -> None:

@@ -8,8 +8,7 @@ from typing import Any
 
 import httpx2
 import pytest
-
-from tests.system import STUDENT, System
+from system import STUDENT, System
 
 LISTS = {"POLL_LIST_FROM": "1", "POLL_MAX_SECONDS": "0.3"}
 CREATE = {"method": "POST", "path": "/fine_tuning/jobs"}

@@ -8,8 +8,7 @@ from typing import Any
 
 import httpx2
 import pytest
-
-from tests.system import TEACHER, System, a_request, a_ticket
+from system import TEACHER, System, a_request, a_ticket
 
 DAY = 86_400
 CAN_BATCH = {"PROVIDERS__SANDBOX__CAN_BATCH": "true"}

@@ -6,8 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import httpx2
-
-from tests.system import System
+from system import System
 
 CALLS = ["/uploads/*/parts", "/uploads/*/complete", "/files", "/fine_tuning/jobs"]
 IN_PARTS = {"PROVIDERS__SANDBOX__UPLOAD_MAX_BYTES": "8000", "PROVIDERS__SANDBOX__UPLOAD_PART_BYTES": "4000"}

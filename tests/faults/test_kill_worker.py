@@ -6,8 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-
-from tests.system import System
+from system import System
 
 STAGES = ["queued", "generating", "training", "evaluating"]
 

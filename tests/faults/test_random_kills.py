@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-from tests.system import System
+from system import System
 
 PROMPTS = 400
 IN_FLIGHT = 10

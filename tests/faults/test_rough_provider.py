@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from system import TEACHER, System
+
 from shared.models import Usage
 from shared.pricing import Prices
-from tests.system import TEACHER, System
 
 CHAT = {"path": "/chat/completions"}
 

@@ -8,6 +8,8 @@ from typing import Any
 
 import msgspec
 import pytest
+from accounts import Account
+from builders import a_job, a_spec, accepted, loaded, now_ms, prompts, standing_at
 
 from shared.cleanup import Cleanup
 from shared.deletion import mark_deleted
@@ -18,8 +20,6 @@ from shared.ports import Batch, TrainingJob
 from shared.pricing import Prices
 from shared.store import Store, keys
 from shared.store.jobs import Change
-from tests.accounts import Account
-from tests.builders import a_job, a_spec, accepted, loaded, now_ms, prompts, standing_at
 from worker.cleaner import Cleaner, CleaningLimits
 from worker.janitor import Janitor
 

@@ -6,6 +6,7 @@ import json
 import pytest
 from builders import accepted, loaded, now_ms, prompts
 from doubles import Lab, ScriptedTeacher, an_answer, prices_of_a_nano, pumping, until
+from engines import a_whole_job, an_engine, rung
 from msgspec.structs import replace
 
 from shared.deletion import mark_deleted
@@ -16,7 +17,6 @@ from shared.models import Budget, Curation, Evaluation, Money, Teacher
 from shared.plan import judge_plans, rating_plan
 from shared.pricing import Prices
 from shared.store.jobs import Change
-from tests.worker.test_engine import a_whole_job, an_engine, rung
 from worker.janitor import Janitor
 
 pytestmark = pytest.mark.anyio

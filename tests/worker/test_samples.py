@@ -8,6 +8,7 @@ from collections import Counter
 import pytest
 from builders import a_prompt, accepted, loaded, now_ms, prompts
 from doubles import Lab, ScriptedTeacher, prices_of_a_nano, pumping
+from engines import a_whole_job, an_engine, let_the_lease_run_out, rung
 from msgspec.structs import replace
 
 from api.content import dataset_lines
@@ -19,7 +20,6 @@ from shared.plan import phases, plans, teacher_plans
 from shared.pricing import Prices
 from shared.store.jobs import Change
 from shared.store.passes import PassId
-from tests.worker.test_engine import a_whole_job, an_engine, let_the_lease_run_out, rung
 from worker.janitor import Janitor
 
 pytestmark = pytest.mark.anyio
