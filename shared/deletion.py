@@ -91,7 +91,7 @@ def _of_training(job: Job) -> Iterator[Remnant]:
 def _of_batches(job: Job) -> Iterator[Remnant]:
     provider = job.spec.teacher.provider
     for run in job.batches:
-        if run.batch_id and run.step != "ended":
+        if run.batch_id and (run.step != "ended" or run.status == "left"):
             yield Remnant(kind=Kind.BATCH, provider=provider, id=run.batch_id)
         for file_id in (run.input_file, run.output_file, run.error_file):
             if file_id:

@@ -315,8 +315,10 @@ class BatchRun(Record, frozen=True, kw_only=True):
     step: new (its calls are being begun) → uploading → uploaded → intent → submitted → ended.
     first, end: the prompts looked at for it, by index, `end` not included; which of them it asks is told by the calls
     begun in its name.  more: prompts from `end` on have yet to be looked at.  attempt: 1, and one more after each batch
-    that left prompts to be asked again, `released` of them.  status, completed, failed, …: the provider's words, as
-    last seen.  error: why the job has to end."""
+    that left prompts to be asked again, `released` of them.  submissions: that the provider may have received.  status,
+    completed, failed, …: the provider's words, as last seen.  others: ids of those that earlier submissions have
+    started besides, once they are in the books; others_nano: what their answers cost.  error: why the job has to
+    end."""
 
     step: Literal["new", "uploading", "uploaded", "intent", "submitted", "ended"] = "new"
     first: int = 0
@@ -333,6 +335,8 @@ class BatchRun(Record, frozen=True, kw_only=True):
     failed: int = 0
     output_file: str | None = None
     error_file: str | None = None
+    others: list[str] = []
+    others_nano: int = 0
     released: int = 0
     crowded_out: bool = False
     cancelled_at_ms: int | None = None

@@ -16,6 +16,8 @@ from shared.catalogue import ListedModel
 from shared.errors import ProviderModelMissing, StoreError
 from shared.models import Checkpoint
 from shared.ports import (
+    Batch,
+    BatchFault,
     Completion,
     CompletionRequest,
     ModelFacts,
@@ -237,6 +239,127 @@ class ScriptedTrainer:
         pass
 
 
+class ScriptedBatcher:
+    """A provider that answers a batch when it is polled.
+
+    lines_of: from (custom_id, attempt) to what becomes of it: an answer's text, a status code, or None for expired.
+    faults: raised once each, by the name of the call; with `!` after the work was done.  status: of every batch when it
+    is polled; statuses: of single ones, over that.  files_gone: those that cannot be read any more."""
+
+    def __init__(self) -> None:
+        self.files: dict[str, bytes] = {}
+        self.names: dict[str, str] = {}
+        self.batches: list[Batch] = []
+        self.asked: list[list[str]] = []  # custom ids of each batch
+        self.cancelled: list[str] = []
+        self.faults: dict[str, BaseException] = {}
+        self.calls: list[str] = []
+        self.lines_of: Callable[[str, int], str | int | None] = lambda custom_id, attempt: "Billing"
+        self.status = "completed"
+        self.statuses: dict[str, str] = {}
+        self.visible_after = 0  # finds that do not see a new batch yet
+        self.ends_when_cancelled = True
+        self.extra_lines: list[bytes] = []
+        self.files_gone: set[str] = set()
+        self.refusals: list[list[BatchFault]] = []  # validation faults of the next batches, one list each
+
+    @contextlib.contextmanager
+    def call(self, name: str) -> Any:
+        self.calls.append(name)
+        if (error := self.faults.pop(name, None)) is not None:
+            raise error
+        yield
+        if (error := self.faults.pop(name + "!", None)) is not None:
+            raise error
+
+    async def find_file(self, filename: str) -> str | None:
+        with self.call("find_file"):
+            return self.names.get(filename)
+
+    async def upload(self, path: Path, filename: str) -> str:
+        with self.call("upload"):
+            self.names[filename] = f"file-{len(self.files)}"
+            self.files[f"file-{len(self.files)}"] = path.read_bytes()
+        return self.names[filename]
+
+    async def submit(self, input_file: str, metadata: dict[str, str]) -> Batch:
+        with self.call("submit"):
+            batch = Batch(f"batch-{len(self.batches)}", "validating", "waiting", 2_000_000_000, input_file, metadata)
+            self.batches.append(batch)
+            lines = self.files[input_file].splitlines()
+            self.asked.append([msgspec.json.decode(line)["custom_id"] for line in lines])
+        return batch
+
+    async def find(self, metadata: dict[str, str], input_file: str, *, not_before: int) -> list[Batch]:
+        with self.call("find"):
+            if self.visible_after > 0:
+                self.visible_after -= 1
+                return []
+            return [self._now(batch) for batch in self.batches if batch.metadata == metadata]
+
+    async def poll(self, batch_id: str) -> Batch | None:
+        with self.call("poll"):
+            return None if self.statuses.get(batch_id) == "deleted" else self._now(self._batch(batch_id))
+
+    def _batch(self, batch_id: str) -> Batch:
+        return self.batches[int(batch_id.rpartition("-")[2])]
+
+    def _now(self, batch: Batch) -> Batch:
+        number = int(batch.id.rpartition("-")[2])
+        if number < len(self.refusals) and self.refusals[number]:
+            return msgspec.structs.replace(batch, status="failed", state="failed", faults=self.refusals[number])
+        status = self.statuses.get(batch.id, self.status)
+        if batch.id in self.cancelled:
+            status = "cancelled" if self.ends_when_cancelled else "cancelling"
+        if status in {"in_progress", "cancelling"}:
+            return msgspec.structs.replace(
+                batch, status=status, state="running" if status == "in_progress" else "cancelling"
+            )
+        output, error = f"out-{number}", f"err-{number}"
+        answered = sum(isinstance(said, str) for _, said in self._said(number))
+        return msgspec.structs.replace(
+            batch, status=status, state="over", output_file=output, error_file=error, completed=answered
+        )
+
+    async def cancel(self, batch_id: str) -> None:
+        with self.call("cancel"):
+            if self._now(self._batch(batch_id)).state in {"waiting", "running"}:
+                self.cancelled.append(batch_id)
+
+    def _said(self, number: int) -> list[tuple[str, str | int | None]]:
+        attempt = {id_: sum(id_ in asked for asked in self.asked[: number + 1]) for id_ in self.asked[number]}
+        return [(id_, self.lines_of(id_, attempt[id_])) for id_ in reversed(self.asked[number])]
+
+    async def lines(self, file_id: str) -> AsyncIterator[bytes]:
+        with self.call("lines"):
+            if file_id in self.files_gone:
+                raise ProviderModelMissing("It is gone.", status=404)
+            kind, _, number = file_id.partition("-")
+            found = [
+                a_line(id_, said) for id_, said in self._said(int(number)) if isinstance(said, str) == (kind == "out")
+            ]
+            found += self.extra_lines if kind == "out" else []
+        for line in found:
+            yield line
+
+    async def close(self) -> None:
+        pass
+
+
+def a_line(custom_id: str, said: str | int | None) -> bytes:
+    """said: an answer's text, the status of a refusal, or None for an expired request."""
+    response: dict[str, Any] | None = None
+    if isinstance(said, str):
+        message = {"role": "assistant", "content": said}
+        usage = {"prompt_tokens": 3, "completion_tokens": 2}
+        body = {"choices": [{"index": 0, "message": message, "finish_reason": "stop"}], "usage": usage}
+        response = {"status_code": 200, "request_id": "req_1", "body": body}
+    elif said is not None:
+        response = {"status_code": said, "request_id": "req_1", "body": {"error": {"code": "no", "type": "no"}}}
+    error = {"code": "batch_expired"} if said is None else None
+    return msgspec.json.encode({"custom_id": custom_id, "response": response, "error": error})
+
+
 class ScriptedModels:
     """A provider's models.  retire: the day each retires; missing: models it lacks; faults: raised once each, by the
     name of the call.  asked: what was looked up."""
@@ -278,9 +401,11 @@ class Lab:
         teacher: Any = None,
         trainer: ScriptedTrainer | None = None,
         *,
+        batcher: ScriptedBatcher | None = None,
         prices: str | None = None,
         **of_provider: Any,
     ) -> None:
+        self.the_batcher = batcher or ScriptedBatcher()
         self.the_teacher = teacher or ScriptedTeacher()
         self.the_trainer: ScriptedTrainer = trainer or ScriptedTrainer()
         self.the_models = ScriptedModels()
@@ -294,6 +419,9 @@ class Lab:
 
     def trainer(self, name: str) -> ScriptedTrainer:
         return self.the_trainer
+
+    def batcher(self, name: str) -> ScriptedBatcher:
+        return self.the_batcher
 
     def models(self, name: str) -> ScriptedModels:
         return self.the_models

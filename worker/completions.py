@@ -117,16 +117,17 @@ class Scribe:
         kept = msgspec.structs.replace(paid, id=self._id(index), index=index, reused=True, reason=reason)
         return Settlement(chunk, index, None, pack_completion(kept), 0, _outcome(reason), reused=True)
 
-    def answered(self, chunk: int, index: int, call: str, completion: Completion, fingerprint: str) -> Settlement:
+    def cost_nano(self, completion: Completion) -> int | None:
+        """None when it is unpriced."""
+        if not _is_plausible(completion.usage):
+            return None
         tier = None if self._batched else completion.service_tier
-        # A server may send anything as usage; what are no token counts make an unpriced call.
-        plausible = all(0 <= count < 2**31 for count in msgspec.structs.astuple(completion.usage))
-        usage = completion.usage if plausible else Usage()
-        cost = (
-            self._billed(self._prices.cost_nano(self._price_list, self._priced_as, usage, service_tier=tier))
-            if plausible
-            else None
-        )
+        prices, usage = self._prices, completion.usage
+        return self._billed(prices.cost_nano(self._price_list, self._priced_as, usage, service_tier=tier))
+
+    def answered(self, chunk: int, index: int, call: str, completion: Completion, fingerprint: str) -> Settlement:
+        usage = completion.usage if _is_plausible(completion.usage) else Usage()
+        cost = self.cost_nano(completion)
         reason = self._reason(completion.message, completion.finish_reason)
         kept = StoredCompletion(
             id=self._id(index),
@@ -248,6 +249,11 @@ class Scribe:
 
     def _id(self, index: int) -> str:
         return completion_id(self._secret, self._job.id, self._plan.number, index)
+
+
+def _is_plausible(usage: Usage) -> bool:
+    """A server may send anything as usage; what are no token counts make an unpriced call."""
+    return all(0 <= count < 2**31 for count in msgspec.structs.astuple(usage))
 
 
 def _outcome(reason: str | None) -> Outcome:

@@ -29,7 +29,7 @@ from shared.webhook_records import Delivery
 from worker.completions import job_error
 from worker.outcomes import Done, Fail, Outcome, Pause, Resume, Stopped, Wait
 from worker.stages import Save, StageStep, Tools
-from worker.stages.batches.rounds import stop_batches
+from worker.stages.batches.rounds import leave_batches, stop_batches
 from worker.stages.curate import curate
 from worker.stages.deployments import is_told
 from worker.stages.evaluate import evaluate
@@ -157,8 +157,8 @@ class Engine:
             return Pause(PausedReason.DAILY_SPEND, needs_nano=reached.needs_nano)
         if isinstance(outcome, Pause) and outcome.reason is PausedReason.DAILY_SPEND:
             outcome = self._unless_never(job, outcome)
-        if isinstance(outcome, Fail) and job.stage is Stage.TRAINING:
-            return await self._leaving_no_training_behind(job, outcome)
+        if isinstance(outcome, Fail):
+            return await self._leaving_nothing_behind(job, lease, outcome)
         return outcome
 
     def _unless_never(self, job: Job, pause: Pause) -> Pause | Fail:
@@ -175,7 +175,7 @@ class Engine:
         )
         return Fail(job_error(error, job.stage), pause.events)
 
-    async def _decide(self, job: Job, lease: Lease) -> Outcome:
+    def _saving(self, job: Job, lease: Lease) -> Save:
         async def save(
             fields: Mapping[str, Any],
             add: Mapping[str, int] = MappingProxyType({}),
@@ -185,6 +185,10 @@ class Engine:
             deliveries = [delivery for kind in notices for delivery in await self._notices.of(job, kind)]
             await self._write(job, lease, Change(set=fields, add=add, events=events, deliveries=deliveries))
 
+        return save
+
+    async def _decide(self, job: Job, lease: Lease) -> Outcome:
+        save = self._saving(job, lease)
         try:
             if job.status is JobStatus.QUEUED:
                 return Done()  # whatever is wrong with it, it fails as a running job
@@ -207,7 +211,7 @@ class Engine:
             return Fail(job_error(error, job.stage))
         except ProviderError as error:
             if job.status is JobStatus.CANCELLING:
-                return await self._after_failed_stop(job, error)
+                return await self._after_failed_stop(job, save, error)
             if isinstance(error, ProviderQuotaExhausted):
                 return Pause(PausedReason.PROVIDER_QUOTA)
             return self._after_provider_error(job, error)
@@ -231,7 +235,7 @@ class Engine:
         try:
             stopped = await self._stop(job, save)
         except ProviderError as away:
-            stopped = await self._after_failed_stop(job, away)
+            stopped = await self._after_failed_stop(job, save, away)
         if isinstance(stopped, Wait):
             return replace(stopped, is_late=True)
         return Fail(error, stopped.events, set=stopped.set, add=stopped.add)
@@ -283,28 +287,34 @@ class Engine:
         wait = max(error.retry_after_seconds or 0.0, self._backoff(failed))
         return Wait(wait, set={"stage_attempts": failed}, progress=False)
 
-    async def _after_failed_stop(self, job: Job, error: ProviderError) -> Stopped | Wait:
+    async def _after_failed_stop(self, job: Job, save: Save, error: ProviderError) -> Stopped | Wait:
         """The job is to end: the provider is asked a few times to end its part, then it ends here."""
         failed = job.stage_attempts + 1
         if failed < self._settings.stage_attempts_max:
             return Wait(self._backoff(failed), set={"stage_attempts": failed}, progress=False)
         _log.error("provider_work_left_running", stage=job.stage, code=error.code, provider_code=error.provider_code)
-        return await leave_training(await self._jobs.load(job.id) or job, self._tools)
+        return await self._leave(await self._jobs.load(job.id) or job, save)
 
-    async def _leaving_no_training_behind(self, job: Job, fail: Fail) -> Outcome:
-        """What still trains for other students of a failed job would be billed for nothing.
+    async def _leave(self, job: Job, save: Save) -> Stopped:
+        await leave_batches(job, self._tools, save)
+        return await leave_training(job, self._tools)
 
-        That it fails is kept before anything is stopped: nothing is trained after that, whoever takes the job over."""
+    async def _leaving_nothing_behind(self, job: Job, lease: Lease, fail: Fail) -> Outcome:
+        """What is still out for a failed job, batches or the trainings of other students, would be billed for nothing.
+
+        That it fails is kept before anything is stopped: nothing is submitted after that, whoever takes the job
+        over."""
         latest = await self._jobs.load(job.id)
         if latest is None or "fine_tunes" in fail.set:
             return fail
-        if all(tune.step in {"new", "ended"} for tune in latest.fine_tunes):
+        is_training = any(tune.step not in {"new", "ended"} for tune in latest.fine_tunes)
+        if not is_training and all(run.step == "ended" for run in latest.batches):
             return replace(fail, error=latest.failing or fail.error)
         if latest.failing is None:
             decided = {**fail.set, "failing": fail.error, "stage_attempts": 0}
             return Wait(0.0, decided, fail.events, is_late=True)
         # Stopping it meets a defect of ours, or kills its worker, again and again.
-        stopped = await leave_training(latest, self._tools)
+        stopped = await self._leave(latest, self._saving(job, lease))
         events = [*fail.events, *stopped.events]
         return Fail(latest.failing, events, set={**stopped.set, **fail.set}, add=stopped.add)
 

@@ -169,6 +169,7 @@ def _job_of(job_id: JobId, row: Mapping[bytes, bytes], tallies: _Tallies) -> Job
         return sum(int(sample.get(name.encode(), b"0")) for sample in tallies.teacher)
 
     stage, paused = text("stage"), text("paused_reason")
+    batches: list[BatchRun] = parsed("batches", [])
     return Job(
         id=job_id,
         tenant=TenantId(text("tenant") or ""),
@@ -198,14 +199,14 @@ def _job_of(job_id: JobId, row: Mapping[bytes, bytes], tallies: _Tallies) -> Job
             spent_nano=number("spent_nano") or 0,
             reserved_nano=number("reserved_nano") or 0,
             unconfirmed_nano=number("unconfirmed_nano") or 0,
-            generating_nano=tally("spent_nano"),
+            generating_nano=tally("spent_nano") + sum(run.others_nano for run in batches),
             curating_nano=int(tallies.rating.get(b"spent_nano", b"0")),
             told_share=number("told_share") or 0,
             needs_nano=number("needs_nano") or 0,
             limit_nano=number("limit_nano"),
         ),
         fine_tunes=parsed("fine_tunes", []),
-        batches=parsed("batches", []),
+        batches=batches,
         manifest=parsed("manifest", None),
         warnings=parsed("warnings", []),
         error=parsed("error", None),

@@ -10,9 +10,18 @@ import httpx2
 import pytest
 from system import TEACHER, System, a_request, a_ticket
 
+from shared.models import NANO, Usage
+from shared.pricing import Prices
+
 DAY = 86_400
 CAN_BATCH = {"PROVIDERS__SANDBOX__CAN_BATCH": "true"}
 CREATE = {"path": "/batches", "method": "POST"}
+#: The provider's list of batches shows none.
+UNLISTED = {
+    "match": {"path": "/batches", "method": "GET"},
+    "probability": 1,
+    "fault": {"kind": "wrong_shape", "body": {"object": "list", "data": [], "has_more": False}},
+}
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +48,20 @@ def submit(system: System, **changes: Any) -> str:
 def teachers_bill(system: System, model: str = TEACHER) -> int:
     billed: int = system.sandbox.ledger()["per_model"].get(model, {}).get("completions_billed", 0)
     return billed
+
+
+def teachers_bill_usd(system: System) -> float:
+    """What the sandbox would charge for the teacher's answers, all of them from batches."""
+    billed = system.sandbox.ledger()["per_model"].get(TEACHER, {})
+    tokens = {kind: billed.get(kind, 0) for kind in ("prompt_tokens", "completion_tokens")}
+    return (Prices().cost_nano("openai", TEACHER, Usage(**tokens)) or 0) / 2 / NANO
+
+
+def accounted_usd(job: dict[str, Any]) -> float:
+    """Spent and unconfirmed; nothing may be reserved any more."""
+    cost = job["cost"]
+    assert cost["reserved_usd"] == "0"
+    return float(cost["spent_usd"]) + float(cost["unconfirmed_usd"])
 
 
 def batches(system: System) -> list[dict[str, Any]]:
@@ -226,6 +249,76 @@ def test_a_submission_whose_answer_was_lost_is_found_and_adopted(system: System)
     assert job["status"] == "succeeded", job["error"]
     assert system.sandbox.ledger()["batches_created"] == 1
     assert "Batch 0 was found at the provider after a crash, and adopted." in messages(system, job_id)
+
+
+def test_a_submission_that_shows_only_after_its_job_was_cancelled_is_in_the_books(system: System) -> None:
+    system.sandbox.faults([{"match": CREATE, "fault": {"kind": "drop_after_work"}}, UNLISTED])
+    job_id = submit(system, source=tickets(1000, 1040))
+    system.until(lambda: system.sandbox.ledger()["batches_created"], "the batch is submitted")
+    system.client.post(f"/v1/jobs/{job_id}/cancel").raise_for_status()
+    job = system.finished(job_id)
+    system.sandbox.clear_faults()
+    system.until(lambda: batches(system)[0]["status"] == "completed", "the provider has worked on it all the same")
+
+    assert job["status"] == "cancelled"
+    assert job["progress"]["possibly_billed"] == teachers_bill(system) == 40
+    assert job["cost"]["spent_usd"] == "0"
+    assert accounted_usd(job) >= teachers_bill_usd(system) > 0
+    assert any("does not show at the provider" in message for message in messages(system, job_id))
+
+
+@pytest.mark.parametrize("end", ["succeeded", "cancelled"])
+def test_a_batch_that_was_submitted_twice_is_paid_twice_and_told_of(system: System, end: str) -> None:
+    system.sandbox.faults([{"match": CREATE, "fault": {"kind": "drop_after_work"}}, UNLISTED])
+    if end == "cancelled":
+        stalled = {"match": CREATE, "fault": {"kind": "batch_stalls", "share": 0.5}}
+        system.sandbox.faults([stalled, stalled])
+    first = 1100 if end == "succeeded" else 1200
+    job_id = submit(system, source=tickets(first, first + 40))
+    system.until(lambda: system.sandbox.ledger()["batches_created"] == 2, "it is submitted again")
+    system.sandbox.clear_faults()
+    if end == "cancelled":
+        system.until(lambda: teachers_bill(system) == 40, "half of each is answered")
+        system.client.post(f"/v1/jobs/{job_id}/cancel").raise_for_status()
+    job = system.finished(job_id)
+
+    assert job["status"] == end, job["error"]
+    assert teachers_bill(system) == (80 if end == "succeeded" else 40)
+    bill = teachers_bill_usd(system)
+    if job["cost"]["unconfirmed_usd"] == "0":
+        assert float(job["cost"]["by_stage"]["generating_usd"]) == pytest.approx(bill, abs=1e-7)
+    assert accounted_usd(job) >= bill - 1e-9
+    assert len([message for message in messages(system, job_id) if "was submitted twice" in message]) == 1
+
+
+@pytest.mark.parametrize("struck", ["/batches", "/batches/*/cancel"], ids=["submission", "cancellation"])
+def test_a_worker_killed_while_it_submits_or_cancels_a_batch_loses_none_of_its_bill(
+    tmp_path: Path, struck: str
+) -> None:
+    with System(tmp_path, settings=CAN_BATCH | {"LEASE_SECONDS": "2"}, batch_seconds=0.5) as system:
+        stalls = {"match": CREATE, "fault": {"kind": "batch_stalls", "share": 0.5}}
+        hangs = {"match": {"path": struck, "method": "POST"}, "fault": {"kind": "hang_after_work", "seconds": 60}}
+        system.sandbox.faults([stalls, hangs])
+        worker = system.start_worker()
+        job_id = submit(system, source=tickets(1300, 1340))
+        system.until(lambda: teachers_bill(system) == 20 or batches(system), "half of the batch is answered")
+        cancel = f"/v1/jobs/{job_id}/cancel"
+        if struck != "/batches":
+            system.until(lambda: teachers_bill(system) == 20, "half of the batch is answered")
+            system.client.post(cancel).raise_for_status()
+        system.until(lambda: system.sandbox.admin("faults")["rules"][1]["hits"], f"{struck} is called")
+        system.kill(worker)
+        if struck == "/batches":
+            system.client.post(cancel).raise_for_status()
+        system.start_worker()
+        job = system.finished(job_id)
+
+        assert job["status"] == "cancelled"
+        assert system.sandbox.ledger()["batches_created"] == 1
+        assert [batch["status"] for batch in batches(system)] == ["cancelled"]
+        assert job["progress"]["completions_settled"] == teachers_bill(system)
+        assert job["cost"]["unconfirmed_usd"] == "0"
+        assert accounted_usd(job) == pytest.approx(teachers_bill_usd(system), abs=1e-7)
 
 
 @pytest.mark.soak

@@ -4,15 +4,17 @@ import asyncio
 import contextlib
 import itertools
 import json
+from types import MappingProxyType
 
 import msgspec
 import pytest
 from builders import a_job, a_prompt, a_spec, accepted, loaded, prompts, standing_at
+from doubles import ScriptedBatcher, a_line
 
 from shared.errors import ProviderModelMissing, ProviderRateLimited, ProviderRejected, ProviderUnavailable
 from shared.lifecycle import JobStatus, PausedReason
 from shared.models import NANO, Budget, Teacher
-from shared.ports import Batch, BatchFault
+from shared.ports import BatchFault
 from shared.pricing import Prices, batch_nano
 from shared.settings import ProviderSettings, Settings
 from shared.store.jobs import Change
@@ -28,108 +30,6 @@ LOST = ProviderUnavailable("The answer was lost.", provider_code="timeout")
 
 class Killed(BaseException):
     """The worker is gone, between any two of its steps."""
-
-
-class ScriptedBatcher:
-    """A provider that answers a batch when it is polled.
-
-    lines: from (custom_id, attempt) to what becomes of it: an answer's text, a status code, or None for expired.
-    faults: raised once each, by the name of the call; with `!` after the work was done.  shuffled: the order of the
-    answers.  status: of every batch when it is polled."""
-
-    def __init__(self):
-        self.files = {}
-        self.names = {}
-        self.batches = []
-        self.asked = []  # custom ids of each batch
-        self.cancelled = []
-        self.faults = {}
-        self.calls = []
-        self.lines_of = lambda custom_id, attempt: "Billing"
-        self.status = "completed"
-        self.extra_lines = []
-        self.refusals = []  # validation faults of the next batches, one list each
-
-    @contextlib.contextmanager
-    def call(self, name):
-        self.calls.append(name)
-        if (error := self.faults.pop(name, None)) is not None:
-            raise error
-        yield
-        if (error := self.faults.pop(name + "!", None)) is not None:
-            raise error
-
-    async def find_file(self, filename):
-        with self.call("find_file"):
-            return self.names.get(filename)
-
-    async def upload(self, path, filename):
-        with self.call("upload"):
-            self.names[filename] = f"file-{len(self.files)}"
-            self.files[f"file-{len(self.files)}"] = path.read_bytes()
-        return self.names[filename]
-
-    async def submit(self, input_file, metadata):
-        with self.call("submit"):
-            batch = Batch(f"batch-{len(self.batches)}", "validating", "waiting", 2_000_000_000, input_file, metadata)
-            self.batches.append(batch)
-            self.asked.append([json.loads(line)["custom_id"] for line in self.files[input_file].splitlines()])
-        return batch
-
-    async def find(self, metadata, input_file, *, not_before):
-        with self.call("find"):
-            return [
-                msgspec.structs.replace(batch, state="cancelling" if batch.id in self.cancelled else batch.state)
-                for batch in self.batches
-                if batch.metadata == metadata
-            ]
-
-    async def poll(self, batch_id):
-        with self.call("poll"):
-            number = int(batch_id.rpartition("-")[2])
-            batch = self.batches[number]
-            if number < len(self.refusals) and self.refusals[number]:
-                return msgspec.structs.replace(batch, status="failed", state="failed", faults=self.refusals[number])
-            cancelled = batch_id in self.cancelled
-            if self.status == "in_progress" and not cancelled:
-                return msgspec.structs.replace(batch, status="in_progress", state="running")
-            status = "cancelled" if cancelled else self.status
-            output, error = f"out-{number}", f"err-{number}"
-            return msgspec.structs.replace(batch, status=status, state="over", output_file=output, error_file=error)
-
-    async def cancel(self, batch_id):
-        with self.call("cancel"):
-            self.cancelled.append(batch_id)
-
-    async def lines(self, file_id):
-        with self.call("lines"):
-            kind, _, number = file_id.partition("-")
-            found = []
-            for custom_id in reversed(self.asked[int(number)]):
-                attempt = sum(custom_id in asked for asked in self.asked[: int(number) + 1])
-                said = self.lines_of(custom_id, attempt)
-                if isinstance(said, str) == (kind == "out"):
-                    found.append(a_line(custom_id, said))
-            found += self.extra_lines if kind == "out" else []
-        for line in found:
-            yield line
-
-    async def close(self):
-        pass
-
-
-def a_line(custom_id, said):
-    """said: an answer's text, the status of a refusal, or None for an expired request."""
-    if said is None:
-        return json.dumps({"custom_id": custom_id, "response": None, "error": {"code": "batch_expired"}}).encode()
-    if isinstance(said, str):
-        message = {"role": "assistant", "content": said}
-        usage = {"prompt_tokens": 3, "completion_tokens": 2}
-        body = {"choices": [{"index": 0, "message": message, "finish_reason": "stop"}], "usage": usage}
-        response = {"status_code": 200, "request_id": "req_1", "body": body}
-    else:
-        response = {"status_code": said, "request_id": "req_1", "body": {"error": {"code": "no", "type": "no"}}}
-    return json.dumps({"custom_id": custom_id, "response": response, "error": None}).encode()
 
 
 class Providers:
@@ -158,11 +58,11 @@ class Work:
     async def job(self):
         return await loaded(self.store, self.job_id)
 
-    async def save(self, fields, add=()):
+    async def save(self, fields, add=MappingProxyType({}), events=(), notices=()):
         self.saves += 1
         if self.saves == self.killed_at:
             raise Killed
-        await self.store.jobs.change(await self.job(), Change(set=fields))
+        await self.store.jobs.change(await self.job(), Change(set=fields, add=add, events=events))
 
     async def look(self):
         return await generate_by_batches(await self.job(), self.tools, self.save, self.limits)
@@ -362,7 +262,7 @@ async def test_completions_that_came_with_the_prompts_are_in_no_batch(work, batc
 # --- refusals --------------------------------------------------------------------------------------------------------
 
 
-async def test_a_refused_file_ends_the_job_and_the_other_batches(work, batcher):
+async def test_a_refused_file_ends_the_job(work, batcher):
     batcher.refusals = [[], [BatchFault("invalid_request", 3, "body.x")]]
     batcher.status = "in_progress"
     work = await work(limits=BatchLimits(5, 10**6))
@@ -371,9 +271,6 @@ async def test_a_refused_file_ends_the_job_and_the_other_batches(work, batcher):
     assert isinstance(outcome, Fail)
     assert outcome.error.code == "provider_rejected_batch"
     assert outcome.error.provider.code == "invalid_request"
-    assert batcher.cancelled == ["batch-0"]
-    assert (await work.job()).counters.settled == 5  # what the cancelled one had done
-    assert (await work.job()).money.reserved_nano == 0
 
 
 async def test_a_model_whose_queue_is_full_is_asked_later_and_with_less(work, batcher):
@@ -458,6 +355,32 @@ async def test_cancelling_keeps_what_was_answered_and_gives_the_rest_of_the_budg
     assert batcher.cancelled == ["batch-0"]
     assert job.counters.settled == 4
     assert (job.money.reserved_nano, job.money.unconfirmed_nano) == (0, 0)
+
+
+async def test_trouble_with_one_batch_keeps_no_other_from_being_stopped(work, batcher):
+    batcher.status = "in_progress"
+    work = await work(10, limits=BatchLimits(5, 10**6))
+    while len(batcher.batches) < 2:
+        await work.look()
+    batcher.statuses["batch-0"] = "completed"
+    lines = batcher.lines
+
+    async def broken(file_id):
+        if file_id == "out-0":
+            raise LOST
+        async for line in lines(file_id):
+            yield line
+
+    batcher.lines = broken
+    for _ in range(3):
+        with pytest.raises(ProviderUnavailable):
+            await stop_batches(await work.job(), work.tools, work.save)
+
+    assert batcher.cancelled == ["batch-1"]
+    assert (await work.job()).counters.settled == 5
+    batcher.lines = lines
+    assert await stop_batches(await work.job(), work.tools, work.save) is None
+    assert (await work.job()).counters.settled == 10
 
 
 async def test_cancelling_before_anything_is_submitted_submits_nothing(work, batcher):

@@ -38,11 +38,14 @@ class Following(BatchStep):
     async def _read(self) -> float | None:
         run = self.run
         assert run.batch_id is not None
-        if run.submissions > 1:
-            await Submission(self._look, self._number).found()  # an earlier submission may have shown itself after all
+        # An earlier submission may have shown itself after all.
+        shown = await Submission(self._look, self._number).found() if run.submissions > 1 else []
         await self._look.followed.expect(self._look.provider, run.batch_id, self._job.id)
         batch = await self._batcher.poll(run.batch_id)
         collecting = Collecting(self._look, self._number)
+        if batch is None or batch.state in {"over", "failed"}:
+            await collecting.count_others([other for other in shown if other.id != run.batch_id])
+            run = self.run
         if batch is None:
             await collecting.collect(replace(run, status="deleted", output_file=None, error_file=None))
             return None
@@ -97,7 +100,17 @@ class Following(BatchStep):
             return self._settings.poll_min_seconds
         if now_ms() > run.cancelled_at_ms + _CANCELLING_SECONDS * 1000:
             _log.error("batch_not_cancelled", job_id=self._job.id, batch=run.batch_id)
-            await self._let_go(lost=True)
-            await self._end(run)
+            await self.leave()
             return None
         return min(wait, self._settings.poll_max_seconds)
+
+    async def leave(self) -> None:
+        """The provider does not end it, or does not say so; a deletion will ask it again."""
+        self._say(
+            "may go on there: the provider did not end it, or did not say so.  What it may bill for its "
+            f"{self.run.requests} requests stays unconfirmed.",
+            {"requests": self.run.requests},
+            level="error",
+        )
+        await self._let_go(lost=True)
+        await self._end(replace(self.run, status="left"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Final, Literal
 
 import msgspec
@@ -15,7 +16,8 @@ from shared.errors import (
     ProviderUnavailable,
 )
 from shared.models import JsonObject
-from worker.providers.answers import error_of, word
+from shared.ports import Completion
+from worker.providers.answers import error_of, parse_completion, word
 
 _ENDPOINT: Final = "/v1/chat/completions"
 
@@ -73,6 +75,10 @@ class AnswerLine(msgspec.Struct):
         text = self.custom_id
         return int(text) if text.isascii() and text.isdecimal() and len(text) < 10 else None
 
+    @property
+    def is_answered(self) -> bool:
+        return self.response is not None and self.response.status_code == HTTPStatus.OK
+
 
 _lines: Final = msgspec.json.Decoder(AnswerLine)
 
@@ -83,6 +89,16 @@ def read_line(line: bytes) -> AnswerLine | None:
         return _lines.decode(line)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
+
+
+def completion_of(line: AnswerLine) -> Completion:
+    """Of a line that is answered.  Raises `ProviderError` when it cannot be read."""
+    response = line.response
+    assert response is not None
+    request_id = response.request_id
+    return parse_completion(
+        bytes(response.body), lambda name: request_id if name == "x-request-id" else None, latency_ms=None
+    )
 
 
 def failure_of(line: AnswerLine) -> ProviderError:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
+from types import MappingProxyType
 from typing import Final, Literal
 
 from msgspec.structs import replace
@@ -13,6 +15,7 @@ from shared.ids import JobId, new_event_id
 from shared.lifecycle import Stage
 from shared.models import BatchRun, Event, Job, JsonObject, Prompt
 from shared.plan import teacher_plan
+from shared.ports import Batcher
 from shared.store.passes import Beginning, PassId, Settlement, TickResult
 from worker.completions import Scribe
 from worker.stages import Save, Tools
@@ -33,23 +36,23 @@ class Shortage:
 class Look:
     """One look at all batches of a job.  quota_exhausted: an answer said so of the provider's credit."""
 
-    def __init__(self, job: Job, tools: Tools, save: Save, limits: BatchLimits) -> None:
+    def __init__(self, job: Job, tools: Tools, save: Save, limits: BatchLimits, *, price_list: str | None) -> None:
         plan = teacher_plan(job)
         self.job = job
         self.save = save
         self.limits = limits
+        self.tools = tools
         self.provider = plan.provider
         self.pass_id = PassId(job.id, plan.name)
         self.passes = tools.store.passes
         self.content = tools.store.content
         self.followed = tools.store.followed
         self.settings = tools.settings
-        self.batcher = tools.providers.batcher(plan.provider)
         self.scribe = Scribe(
             job,
             plan,
             tools.prices,
-            tools.providers.settings(plan.provider).prices,
+            price_list,
             secret=tools.settings.secret,
             day_limited=tools.store.day_limit(job.tenant) is not None,
         )
@@ -57,6 +60,11 @@ class Look:
         self.events: list[Event] = []
         self.shortage: Shortage | None = None
         self.quota_exhausted = False
+
+    @cached_property
+    def batcher(self) -> Batcher:
+        """Raises JobFailed where the provider is no longer configured."""
+        return self.tools.providers.batcher(self.provider)
 
 
 class BatchStep:
@@ -68,8 +76,11 @@ class BatchStep:
         self._number = number
         self._job = look.job
         self._settings = look.settings
-        self._batcher = look.batcher
         self._scribe = look.scribe
+
+    @property
+    def _batcher(self) -> Batcher:
+        return self._look.batcher
 
     @property
     def run(self) -> BatchRun:
@@ -117,9 +128,11 @@ class BatchStep:
     async def _end(self, run: BatchRun) -> None:
         await self._keep(replace(run, step="ended", ended_at_ms=now_ms()))
 
-    async def _keep(self, run: BatchRun) -> None:
+    async def _keep(self, run: BatchRun, add: Mapping[str, int] = MappingProxyType({})) -> None:
+        """Write the batch into the row, with what there is to tell and to add to the job's sums."""
         self._look.runs[self._number] = run
-        await self._look.save({"batches": self._look.runs})
+        await self._look.save({"batches": self._look.runs}, add=add, events=list(self._look.events))
+        self._look.events.clear()
 
     async def _tick(self, settlements: list[Settlement], beginnings: list[Beginning]) -> TickResult:
         return await self._look.passes.tick(self._look.pass_id, self._job.tenant, TOKEN, settlements, beginnings)
@@ -130,7 +143,9 @@ class BatchStep:
     def _chunk(self, index: int) -> int:
         return index // self._job.chunk_size
 
-    def _say(self, what: str, data: JsonObject | None = None, *, level: Literal["info", "error"] = "info") -> None:
+    def _say(
+        self, what: str, data: JsonObject | None = None, *, level: Literal["info", "warn", "error"] = "info"
+    ) -> None:
         self._look.events.append(
             Event(
                 id=new_event_id(),

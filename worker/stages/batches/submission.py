@@ -49,23 +49,26 @@ class Submission(BatchStep):
 
     async def submit(self) -> float | None:
         """Write the intent, then submit.  Whatever happens between the two, the row says that it may have happened."""
-        run = self.run
-        input_file = run.input_file
+        earlier = replace(self.run, step="uploaded")
+        input_file = earlier.input_file
         assert input_file is not None
-        run = replace(run, step="intent", intent_at_ms=now_ms(), submissions=run.submissions + 1)
+        run = replace(earlier, step="intent", intent_at_ms=now_ms(), submissions=earlier.submissions + 1)
         await self._keep(run)
         try:
             batch = await self._batcher.submit(input_file, self._metadata())
         except ProviderUnavailable as error:
             _log.warning("batch_submission_unanswered", status=error.status, code=error.provider_code)
-            return LOOK_FOR_LOST_SECONDS
+            if error.billed_maybe:
+                return LOOK_FOR_LOST_SECONDS
+            await self._keep(earlier)
+            return max(self._settings.poll_max_seconds, error.retry_after_seconds or 0.0)
         except (ProviderRateLimited, ProviderQuotaExhausted):
-            await self._keep(replace(run, step="uploaded"))
+            await self._keep(earlier)
             raise
         except ProviderError as error:
             refused = isinstance(error, ProviderAuthFailed | ProviderModelMissing)
             failure = job_error(error, Stage.GENERATING) if refused else refusal(error.status, error.provider_code)
-            await self._let_go(lost=False)
+            await self._let_go(lost=earlier.submissions > 0)
             await self._end(replace(run, status="refused", error=failure))
             return None
         return await self.submitted(batch)
@@ -73,11 +76,15 @@ class Submission(BatchStep):
     async def find_lost(self) -> float | None:
         """A submission whose outcome nobody wrote down: adopt it, wait for it to show, or submit again."""
         found = await self.found()
-        if found is not None:
+        if found:
             self._say("was found at the provider after a crash, and adopted.")
-            return await self.submitted(found)
+            return await self.submitted(found[0])
         if self.may_yet_show():
             return LOOK_FOR_LOST_SECONDS
+        if self.run.submissions >= self._settings.stage_attempts_max:
+            unanswered = ProviderUnavailable("The provider has answered no submission.")
+            await self.miss(job_error(unanswered, Stage.GENERATING))
+            return None
         return await self.submit()
 
     def may_yet_show(self) -> bool:
@@ -85,28 +92,39 @@ class Submission(BatchStep):
         return now_ms() < (self.run.intent_at_ms or 0) + self._settings.unknown_outcome_wait_seconds * 1000
 
     async def withdraw(self) -> None:
-        """It was never received, and will not be sent."""
+        """It was never sent, and will not be."""
         await self._let_go(lost=False)
         await self._end(replace(self.run, status="not_submitted"))
 
-    async def found(self) -> Batch | None:
-        """This batch at the provider: the one we know, else the oldest.  All others of its name are cancelled."""
+    async def miss(self, error: JobError | None) -> None:
+        """It does not show at the provider, which may have received it all the same."""
+        self._say(
+            f"does not show at the provider.  What it may bill for its {self.run.requests} requests stays unconfirmed.",
+            {"requests": self.run.requests},
+            level="warn",
+        )
+        await self._let_go(lost=True)
+        await self._end(replace(self.run, status="not_shown", error=error))
+
+    async def found(self) -> list[Batch]:
+        """This batch at the provider: first the one that is followed, else the oldest.  The others are cancelled."""
         run = self.run
         assert run.input_file is not None
         not_before = self._job.created_at_ms // 1000 - _CLOCK_SKEW_SECONDS
         batches = await self._batcher.find(self._metadata(), run.input_file, not_before=not_before)
-        kept = next((batch for batch in batches if batch.id == run.batch_id), batches[0] if batches else None)
+        batches.sort(key=lambda batch: batch.id != run.batch_id)
+        kept = run.batch_id or next((batch.id for batch in batches), None)
         for extra in batches:
-            if kept is not None and extra.id != kept.id and extra.state in {"waiting", "running"}:
-                _log.error("batch_submitted_twice", job_id=self._job.id, kept=kept.id, cancelled=extra.id)
+            if extra.id != kept and extra.state in {"waiting", "running"}:
+                _log.error("batch_submitted_twice", job_id=self._job.id, kept=kept, cancelled=extra.id)
                 await self._batcher.cancel(extra.id)
-        return kept
+        return batches
 
     async def submitted(self, batch: Batch) -> float:
         run = replace(self.run, step="submitted", batch_id=batch.id, status=batch.status)
+        self._say(f"is submitted with {run.requests} requests.", {"batch_id": batch.id, "requests": run.requests})
         await self._keep(run)
         await self._look.followed.expect(self._look.provider, batch.id, self._job.id)
-        self._say(f"is submitted with {run.requests} requests.", {"requests": run.requests})
         return self._settings.poll_min_seconds
 
     def _metadata(self) -> dict[str, str]:
