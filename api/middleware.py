@@ -7,7 +7,7 @@ import time
 from typing import Final
 
 import structlog
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from structlog.contextvars import bind_contextvars, reset_contextvars
 
@@ -19,6 +19,7 @@ _log: Final = structlog.get_logger()
 HEAD_ONLY: Final = "head_only"
 _ABSOLUTE: Final = re.compile(r"https?://[^/]*(/.*)?", re.IGNORECASE | re.DOTALL)
 _ACCEPTED_ID: Final = re.compile(rb"[A-Za-z0-9_-]{1,64}")
+_CLIENT_LEFT: Final = 499  # in the log alone, by nginx's word for it: nobody is there to be answered
 
 
 class RequestContext:
@@ -58,6 +59,8 @@ class RequestContext:
         bound = bind_contextvars(request_id=request_id)
         try:
             await self._app(scope, receive, answer)
+        except ClientDisconnect:  # with a part of its body sent: no defect of ours, so not logged as one
+            status = status or _CLIENT_LEFT
         except Exception:  # the edge of the API: logged, and answered without its text
             _log.exception("request_failed", method=method, route=_route(scope))
             if status:

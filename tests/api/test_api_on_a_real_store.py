@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Iterator
 
 import httpx2
@@ -107,6 +108,21 @@ def test_an_accepted_job_survives_the_death_of_the_api_and_sigterm_ends_it_in_or
     assert posted["request_id"].startswith("req_")
     assert "invoice" not in log
     assert ADMIN_KEY not in log
+
+
+def test_a_client_that_leaves_in_the_middle_of_its_body_is_no_error_of_ours(
+    process: tuple[subprocess.Popen[bytes], str],
+):
+    running, url = process
+    head = f"POST /v1/jobs HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {ADMIN_KEY}\r\nContent-Type: application/json"
+    with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2]))) as client:
+        client.sendall(f'{head}\r\nContent-Length: 100\r\n\r\n{{"name": "half'.encode())
+        time.sleep(0.3)  # until the route waits for the rest
+    time.sleep(0.3)
+    running.send_signal(signal.SIGTERM)
+    lines = [json.loads(line) for line in running.communicate(timeout=15)[1].decode().splitlines()]
+    assert {line["level"] for line in lines} == {"info"}
+    assert [line["status"] for line in lines if line["event"] == "request" and line["method"] == "POST"] == [499]
 
 
 @pytest.mark.parametrize(
