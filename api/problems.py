@@ -100,13 +100,15 @@ def problem(
 ) -> Response:
     known = PROBLEMS.get(code, PROBLEMS["internal"])
     status = status or known.status or 500
+    said = _redacted(detail)
     body = {
         "type": f"/problems/{code}",
         "title": known.title,
         "status": status,
         "code": code,
         "param": None if param is None else _clean(_dotted(param)),
-        "detail": _redacted(detail),
+        "detail": said,
+        "message": said,  # what OpenAI's SDK makes the text of its exceptions from, and nothing else
         "instance": _clean(request.url.path),
         "request_id": request_id(request),
         "retryable": known.retryable if retryable is None else retryable,
@@ -141,6 +143,7 @@ _FIELDS: Final = {
     "code": {"type": "string"},
     "param": _NULLABLE_TEXT,
     "detail": {"type": "string"},
+    "message": {"type": "string"},
     "instance": {"type": "string"},
     "request_id": {"type": "string"},
     "retryable": {"type": "boolean"},

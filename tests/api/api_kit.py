@@ -43,6 +43,7 @@ MEMBERS = {
     "code",
     "param",
     "detail",
+    "message",
     "instance",
     "request_id",
     "retryable",
@@ -173,6 +174,7 @@ def problem_of(answer: httpx2.Response) -> dict[str, Any]:
     assert body["status"] == answer.status_code
     assert body["request_id"] == answer.headers["x-request-id"]
     assert body["type"] == f"/problems/{body['code']}"
+    assert body["message"] == body["detail"]
     assert body["code"] in PROBLEMS
     return body
 

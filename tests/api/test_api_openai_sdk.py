@@ -106,6 +106,7 @@ async def test_its_exceptions_say_what_our_errors_say(
     error = refused.value
     assert (error.code, error.type, error.param) == (code, f"/problems/{code}", param)
     assert error.request_id == error.body["request_id"]
+    assert str(error) == f"Error code: {error.status_code} - {error.body['detail']}"
 
 
 async def test_a_refused_job_names_the_field(sdk: openai.AsyncOpenAI):
