@@ -259,7 +259,7 @@ def _refused(why: str) -> ValidationFailed:
         f"The webhook URL {why}.",
         code="url_not_allowed",
         param="webhook.url",
-        faults=[Fault(pointer="/webhook/url", code="url_not_allowed", detail=f"The URL {why}.")],
+        faults=[Fault(pointer="/webhook/url", code="url_not_allowed", detail=why)],
     )
 
 

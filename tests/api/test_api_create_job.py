@@ -264,6 +264,10 @@ async def test_a_broken_rule_is_named_and_placed_and_nothing_is_stored(api: Api,
         assert (answer.status_code, problem["code"]) == (422, code), problem
         assert problem["errors"][0]["pointer"] == pointer
         assert problem["param"] == pointer.removeprefix("/").replace("/", ".")
+        first = problem["errors"][0]["detail"]  # goes on from the pointer: "/name must have …"
+        assert problem["detail"].startswith(f"{pointer} {first}")
+        assert first[0].islower()
+        assert not first.endswith(".")
     assert await api.keys() == []
     assert api.bell.rung == []
 

@@ -59,7 +59,7 @@ def test_the_snippets_do_what_the_page_says_as_often_as_they_are_run(system: Sys
 
         told = run(system.url, tmp_path, sys.executable, "-c", SNIPPETS["openai"])
         assert " cancelled\n" in told
-        assert "404 not_found req_" in told
+        assert "Error code: 404 - There is no such job. not_found req_" in told
 
         if shutil.which("curl") is None:
             pytest.skip("there is no curl here")
