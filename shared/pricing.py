@@ -18,13 +18,12 @@ million tokens, as strings so that they stay exact:
 from __future__ import annotations
 
 import time
-import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import ROUND_CEILING, Decimal
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 from genai_prices.data_snapshot import find_provider_by_id, get_snapshot
@@ -32,6 +31,7 @@ from genai_prices.types import ModelInfo, ModelPrice, TieredPrices
 
 from shared.estimate import LEAST, MOST, Size, expected_calls, expected_trainings, per_prompt
 from shared.models import JobSpec, JsonObject, Prompt, Usage, usd
+from shared.price_file import read_prices
 
 _encode: Final = msgspec.json.Encoder().encode
 _SIZE_OF_NOTHING: Final = len('{"messages":,"tools":[],"response_format":{}}')
@@ -108,7 +108,7 @@ class Prices:
 
     def __init__(self, prices_file: Path | None = None, *, clock: Callable[[], float] = time.time) -> None:
         """Raises ValueError, with the place, for a price file that cannot be used."""
-        self._own = _read_file(prices_file) if prices_file is not None else {}
+        self._own = read_prices(prices_file) if prices_file is not None else {}
         self._clock = clock
         self._bands: dict[tuple[str, str, str | None], tuple[float, _Bands | None]] = {}
 
@@ -379,35 +379,6 @@ def _bands_of(price: ModelPrice) -> _Bands | None:
             )
         )
     return tuple(bands)
-
-
-_Tables = dict[str, dict[str, dict[str, Decimal]]]
-_FIELDS: Final = frozenset({"input", "cached_input", "cache_write", "output", "training", "request"})
-
-
-def _read_file(path: Path) -> _Tables:
-    content: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
-    tables: _Tables = {}
-    for price_list, models in content.items():
-        if not isinstance(models, dict):
-            raise ValueError(f"{path}: {price_list} must be a table of models")  # noqa: TRY004  (wrong content)
-        for model, fields in models.items():
-            tables.setdefault(price_list, {})[model] = _read_table(fields, f"{path}: {price_list}.{model}")
-    return tables
-
-
-def _read_table(fields: Any, place: str) -> dict[str, Decimal]:
-    if not isinstance(fields, dict) or not {"input", "output"} <= fields.keys() or fields.keys() - _FIELDS:
-        raise ValueError(f"{place} must have input and output, and may have {', '.join(sorted(_FIELDS))}")
-    read = {}
-    for name, value in fields.items():
-        try:
-            read[name] = Decimal(str(value))
-        except ArithmeticError:
-            raise ValueError(f"{place}.{name} is not a number") from None
-        if not read[name].is_finite() or read[name] < 0:
-            raise ValueError(f"{place}.{name} must be 0 or more")
-    return read
 
 
 def _own_bands(table: Mapping[str, Decimal]) -> _Bands:

@@ -13,7 +13,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from shared.settings_files import read_tables, read_text
 from shared.settings_sources import ENV_PREFIX, ProviderTables, SecretFiles
-from shared.settings_types import Cidr, HeaderText, HttpUrl, ReadableFile, RedisUrl, SigningSecret, not_shorter_than
+from shared.settings_types import Cidr, HeaderText, HttpUrl, PriceFile, RedisUrl, SigningSecret, not_shorter_than
 
 TrainingState = Literal["waiting", "running", "paused", "succeeded", "failed", "cancelled"]
 #: What we say ourselves, in every request or of every fine-tuning job.
@@ -140,7 +140,7 @@ class Settings(BaseSettings):
     )
     providers: dict[str, ProviderSettings] = Field({}, description="further providers by name, as JSON or nested names")
     providers_file: Path | None = Field(None, description="TOML file with one table per provider")
-    prices_file: ReadableFile | None = Field(
+    prices_file: PriceFile | None = Field(
         None, description="TOML file with the operator's own prices per million tokens"
     )
 

@@ -11,7 +11,7 @@ from urllib.parse import parse_qs, parse_qsl, urlsplit
 from pydantic import AfterValidator, BeforeValidator, SecretStr
 from redis.connection import parse_url
 
-from shared.settings_files import read_text
+from shared.price_file import read_prices
 
 _STORE_OPTIONS: Final = {  # what both redis-py and Celery's transport understand, by the address's scheme
     "redis": frozenset({"db"}),
@@ -94,8 +94,9 @@ def _signing_secret(secret: SecretStr) -> SecretStr:
     return secret
 
 
-def _readable(path: Path) -> Path:
-    read_text(path)
+def _price_file(path: Path) -> Path:
+    """Read once more by who counts with it; here so that what is wrong in it is told like any wrong setting."""
+    read_prices(path)
     return path
 
 
@@ -115,4 +116,4 @@ HttpUrl = Annotated[str, AfterValidator(_http_url)]
 Cidr = Annotated[IPv4Network | IPv6Network, BeforeValidator(_network)]
 HeaderText = Annotated[SecretStr, AfterValidator(_header_text)]
 SigningSecret = Annotated[SecretStr, AfterValidator(_signing_secret)]
-ReadableFile = Annotated[Path, AfterValidator(_readable)]
+PriceFile = Annotated[Path, AfterValidator(_price_file)]

@@ -95,6 +95,24 @@ def test_a_file_that_is_no_toml_is_named(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert "providers.toml" in complaint
 
 
+@pytest.mark.parametrize(
+    ("content", "fault"),
+    [
+        ("mine = ", "Invalid value"),
+        ('[mine."x"]\ninput = "1"\noutput = "-1"', "must be 0 or more"),
+    ],
+)
+def test_a_wrong_price_file_is_told_before_anything_is_started(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, content: str, fault: str
+) -> None:
+    Path("prices.toml").write_text(content, encoding="utf-8")
+    monkeypatch.setenv("DISTILL_PRICES_FILE", "prices.toml")
+    with pytest.raises(WrongSettings, match=r"DISTILL_PRICES_FILE: prices\.toml: ") as wrong:
+        load_settings()
+    assert fault in str(wrong.value)
+    assert "DISTILL_PRICES_FILE: prices.toml" in doctor.read_settings(tmp_path, None)[1]
+
+
 WRONG = [
     ({"DISTILL_PROVIDERS": "notjson"}, "DISTILL_PROVIDERS must be JSON"),
     ({"DISTILL_WEBHOOK_PORTS": "abc"}, "DISTILL_WEBHOOK_PORTS must be JSON"),
