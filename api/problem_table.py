@@ -322,6 +322,14 @@ PROBLEMS: Final[Mapping[str, Problem]] = {
         "Wait for jobs to end or expire, or ask your operator.",
         retryable=True,
     ),
+    "newer_version": Problem(
+        503,
+        "The job was written by a newer version of the service",
+        "While versions change, or after a step back to an older one, this process meets a job with a value that it"
+        " does not know.  The job is kept as it is.  In a list, `detail` names the job that stands in its way.",
+        "Try again once the new version runs everywhere, or ask your operator.",
+        retryable=True,
+    ),
     "draining": Problem(
         503,
         "The server is shutting down",

@@ -15,7 +15,7 @@ DistillError                      code, retryable; `str()` is the sentence the c
 │   ├── Conflict                  idempotency_in_progress, job_not_finished, student_not_awaiting, …
 │   └── BadRequest                malformed_json, malformed_form, invalid_cursor, invalid_idempotency_key,
 │                                 idempotency_key_unsupported, invalid_signature
-├── StoreError                    store_unavailable, store_full (both worth a retry)
+├── StoreError                    store_unavailable, store_full, newer_version (all worth a retry)
 ├── ProviderError                 what a teacher or trainer answered; worker-side, decides retry or pause
 │   ├── ProviderUnavailable       no usable answer: time-out, dropped connection, 5xx, garbage (may have been billed)
 │   ├── ProviderRateLimited       429/503 with a time to wait
@@ -165,6 +165,13 @@ class StoreFull(StoreError):
     """The store has no room for new jobs"""
 
     code = "store_full"
+
+
+class NewerVersion(StoreError):
+    """The job was written by a newer version of the service"""
+
+    code = "newer_version"
+    retry_after_seconds: ClassVar[int] = 30
 
 
 class ProviderError(DistillError):

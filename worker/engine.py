@@ -17,7 +17,7 @@ from typing import Any, Final
 
 import structlog
 
-from shared.errors import JobFailed, ProviderError, ProviderQuotaExhausted, StoreError
+from shared.errors import JobFailed, NewerVersion, ProviderError, ProviderQuotaExhausted, StoreError
 from shared.ids import JobId, new_event_id
 from shared.lifecycle import TERMINAL, JobStatus, PausedReason, Stage
 from shared.models import Event, Job, JobError, usd
@@ -118,6 +118,8 @@ class Engine:
                         pass
                 except LeaseLost:
                     _log.warning("lease_lost")
+                except NewerVersion:  # left to a worker that knows it, for which it must not count as a vanished one
+                    await self._jobs.give_back(lease, due_in_seconds=self._settings.lease_seconds)
                 except StoreError:
                     _log.warning("store_unavailable_while_advancing")  # the lease runs out, and the due clock calls
 

@@ -9,8 +9,9 @@ from typing import Any, Final, TypeVar, cast
 
 import msgspec
 import redis.asyncio as redis
+import structlog
 
-from shared.errors import IdempotencyInProgress, JobDeleted, NotFound, TooMany
+from shared.errors import IdempotencyInProgress, JobDeleted, NewerVersion, NotFound, TooMany
 from shared.ids import JobId, TenantId, first_job_id
 from shared.lifecycle import TERMINAL, JobStatus, PausedReason, Stage, sources
 from shared.models import (
@@ -40,6 +41,7 @@ from shared.store.together import Together
 from shared.webhook_records import Delivery
 
 T = TypeVar("T")
+_log: Final = structlog.get_logger()
 _IDS_AT_ONCE: Final = 200  # read from one index to be looked for in others
 TEACHER: Final = "teacher"  # name of the pass in which the teacher answers; further samples: teacher-1, teacher-2, …
 RATING: Final = "rating"  # name of the pass in which a judge rates these answers
@@ -79,10 +81,12 @@ class Change:
 
 @dataclass(frozen=True)
 class Glance:
-    """As much of a job as tells whether to look closer.  sequence: of its last event."""
+    """As much of a job as tells whether to look closer.  sequence: of its last event.
+
+    status: None for one that only a newer version knows."""
 
     version: int
-    status: JobStatus
+    status: JobStatus | None
     sequence: int
 
 
@@ -153,6 +157,17 @@ class _Tallies:
 
 
 def _job_of(job_id: JobId, row: Mapping[bytes, bytes], tallies: _Tallies) -> Job:
+    """Raises NewerVersion for a row that has values this version does not know."""
+    try:
+        return _parsed(job_id, row, tallies)
+    except (ValueError, msgspec.MsgspecError) as error:
+        _log.error(
+            "job_not_readable", job_id=job_id, error=type(error).__name__, place=str(error).rpartition(" at ")[2]
+        )
+        raise NewerVersion(f"The job {job_id} was written by a newer version of the service than this one.") from None
+
+
+def _parsed(job_id: JobId, row: Mapping[bytes, bytes], tallies: _Tallies) -> Job:
     def text(name: str) -> str | None:
         value = row.get(name.encode(), b"")
         return value.decode() or None
@@ -224,6 +239,10 @@ def _job_of(job_id: JobId, row: Mapping[bytes, bytes], tallies: _Tallies) -> Job
             if (value := row.get(b"endpoint_%d" % number))
         },
     )
+
+
+def _known_status(name: str) -> JobStatus | None:
+    return JobStatus(name) if name in {*JobStatus} else None
 
 
 def too_many_active(most: int) -> TooMany:
@@ -364,7 +383,7 @@ class JobStore:
             pipe.hmget(keys.job(job_id), ["version", "status", "sequence", "deleted_at_ms"])
         rows = await ask(pipe.execute())
         return [
-            Glance(int(row[0]), JobStatus(row[1].decode()), int(row[2])) if row[1] and not row[3] else None
+            Glance(int(row[0]), _known_status(row[1].decode()), int(row[2])) if row[1] and not row[3] else None
             for row in rows
         ]
 
@@ -447,6 +466,12 @@ class JobStore:
             "renew", [keys.job(lease.job_id), keys.DUE], [lease.job_id, lease.fence, int(lease_seconds * 1000)]
         )
         return bool(kept)
+
+    async def give_back(self, lease: Lease, *, due_in_seconds: float) -> None:
+        """As if it had not been taken, but that the job is looked at no sooner: for a worker that cannot carry it."""
+        await self._scripts.run(
+            "give_back", [keys.job(lease.job_id), keys.DUE], [lease.job_id, lease.fence, int(due_in_seconds * 1000)]
+        )
 
     async def change(self, job: Job, change: Change, *, lease: Lease | None = None) -> int | Refused:
         """Write a change.  With a lease it is fenced; without, it is an owner's request.  Returns the new version."""

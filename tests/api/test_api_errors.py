@@ -16,7 +16,7 @@ from api import problem_table
 from api.app import NoAdminKey, create_app
 from shared.errors import DistillError, ProviderError
 from shared.rules import NAMED_FAULTS
-from shared.store import Store
+from shared.store import Store, keys
 
 pytestmark = pytest.mark.anyio
 REPO = Path(__file__).parents[2]
@@ -243,6 +243,28 @@ async def test_a_bug_is_answered_with_nothing_but_the_request_id(api: Api, monke
     assert answer.status_code == 500
     assert problem_of(answer)["code"] == "internal"
     assert "secret" not in answer.text
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("status", "archived"),
+        ("stage", "distilling"),
+        ("paused_reason", "holiday"),
+        ("spec", '{"teacher": {"mode": "stream"}}'),
+    ],
+)
+async def test_a_job_of_a_newer_version_is_a_503_that_names_it_where_a_list_meets_it(api: Api, field: str, value: str):
+    job, other = await api.create(), await api.create()
+    await api.redis.hset(keys.job(job["id"]), field, value)
+    for path in (f"/v1/jobs/{job['id']}", f"/v1/jobs/{job['id']}/events", "/v1/jobs", "/v1/jobs?limit=1&order=asc"):
+        answer = await api.http.get(path)
+        problem = problem_of(answer)
+        assert (answer.status_code, problem["code"], answer.headers["retry-after"]) == (503, "newer_version", "30")
+        assert problem["retryable"]
+        assert job["id"] in problem["detail"]
+        assert value not in answer.text
+    assert (await api.http.get(f"/v1/jobs/{other['id']}")).status_code == 200
 
 
 async def test_a_store_that_is_away_or_full_is_a_503_worth_a_retry(api: Api):

@@ -15,7 +15,7 @@ from api_kit import Api, FakeServer, a_request, begin, loaded, problem_of, some_
 from shared.ids import new_event_id
 from shared.lifecycle import JobStatus
 from shared.models import Event
-from shared.store import Store
+from shared.store import Store, keys
 from shared.store.jobs import Change
 
 pytestmark = pytest.mark.anyio
@@ -58,6 +58,22 @@ async def test_an_answer_is_held_until_the_job_has_ended(api: Api):
     assert 0.2 <= time.monotonic() - started < 3
     assert (answer.json()["status"], answer.headers["preference-applied"]) == ("cancelled", "wait=30")
     assert (await api.http.get(f"/v1/jobs/{job['id']}", headers={"Prefer": "wait=30"})).json()["status"] == "cancelled"
+
+
+async def test_a_job_of_a_newer_version_keeps_nobody_from_the_end_of_another(api: Api):
+    strange, job = await api.create(), await api.create()
+    waits = [
+        asyncio.create_task(api.http.get(f"/v1/jobs/{one['id']}", headers={"Prefer": f"wait={seconds}"}))
+        for one, seconds in ((strange, 2), (job, 30))
+    ]
+    await asyncio.sleep(0.1)
+    await api.redis.hset(keys.job(strange["id"]), "status", "archived")
+    await asyncio.sleep(0.6)
+    started = time.monotonic()
+    await cancel(api, job)
+    assert (await waits[1]).json()["status"] == "cancelled"
+    assert time.monotonic() - started < 3
+    assert problem_of(await waits[0])["code"] == "newer_version"
 
 
 async def test_a_new_job_is_waited_for_too_and_so_is_a_repeated_request_for_it(api: Api):

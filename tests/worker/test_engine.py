@@ -28,6 +28,7 @@ from shared.errors import (
 )
 from shared.lifecycle import JobStatus, PausedReason, Stage
 from shared.pricing import Prices
+from shared.store import keys
 from shared.store.jobs import Change
 from shared.store.passes import Halt, PassId
 from worker.engine import Engine
@@ -88,6 +89,22 @@ async def test_a_job_cancelled_while_a_worker_takes_it_is_left_as_it_is(store):
     assert (found.status, found.stage_attempts, found.version) == (S.CANCELLED, 0, 2)
     assert [line for line in logged if line["log_level"] == "error"] == []
     assert await store.sweep(grace_seconds=60, limit=10) == []
+
+
+async def test_a_job_of_a_newer_version_is_left_to_a_worker_that_knows_it(store):
+    job = await accepted(store, a_whole_job(), prompts(40))
+    row = keys.job(job.id)
+    spec = await store._redis.hget(row, "spec")
+    await store._redis.hset(row, "spec", spec.replace(b'"teacher":{', b'"teacher":{"mode":"stream",'))
+    older = an_engine(store, takeovers_max=1, lease_seconds=30.0)
+
+    for _ in range(4):
+        await older.advance(job.id)
+        assert await store.sweep(grace_seconds=60, limit=10) == []  # looked at again after a while
+        await let_the_lease_run_out(store, job)
+
+    await store._redis.hset(row, "spec", spec)
+    assert (await claimed(store, job)).takeovers == 0
 
 
 async def test_the_pump_is_woken_for_a_pass_that_opens_and_not_for_each_look_at_one(store):
