@@ -80,12 +80,12 @@ def sentence(status: int, body: Any) -> str:
     if not isinstance(body, Mapping):
         return f"The API answered {status}."
     said = str(body.get("detail") or body.get("title") or f"The API answered {status}").strip().rstrip(".")
+    faults = [fault for fault in body.get("errors") or () if isinstance(fault, Mapping)]
     places = [
         ": ".join(filter(None, (str(fault.get("pointer") or ""), str(fault.get("detail") or fault.get("code") or ""))))
-        for fault in body.get("errors") or ()
-        if isinstance(fault, Mapping)
+        for fault in faults
     ]
-    if places and not any(str(fault.get("pointer")) in said for fault in body["errors"] if isinstance(fault, Mapping)):
+    if places and not any(str(fault.get("pointer") or fault.get("detail")) in said for fault in faults):
         said += " (" + "; ".join(place.rstrip(".") for place in places) + ")"
     notes = [str(body["code"])] if body.get("code") else []
     if status >= httpx2.codes.INTERNAL_SERVER_ERROR and body.get("request_id"):

@@ -320,8 +320,8 @@ def list_keys(
         return
     for key in found:
         held = f"  at {','.join(key['providers'])} alone" if key["providers"] else ""
-        scopes = ",".join(key["scopes"])
-        typer.echo(f"{key['id']}  {key['tenant']}  …{key['hint']}  {scopes}{held}  {key['name'] or ''}".rstrip())
+        scopes, name = ",".join(key["scopes"]), render.one_line(key["name"] or "")  # a tenant's own words
+        typer.echo(f"{key['id']}  {key['tenant']}  …{key['hint']}  {scopes}{held}  {name}".rstrip())
 
 
 @keys_app.command("revoke")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,7 +17,14 @@ from rich.text import Text
 Json = Mapping[str, Any]
 
 STAGES = ("generating", "curating", "training", "evaluating")
+#: Control characters but tab and line feed, and those that turn the direction of what follows.
+_ORDERS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 VERDICT_STYLES = {"better": "bold green", "worse": "bold red", "inconclusive": "bold yellow"}
+
+
+def harmless(text: str) -> str:
+    """What others wrote, for a terminal, which takes some characters for orders."""
+    return _ORDERS.sub("�", text.replace("\r\n", "\n"))
 
 
 def seconds(value: float | None) -> str:
@@ -203,13 +211,17 @@ def _price_and_pace(model: str, rows: Sequence[Json]) -> str:
 
 
 def _title(sample: Json) -> str:
-    key = escape(str(sample.get("prompt_key") or "sample"))
+    key = escape(one_line(str(sample.get("prompt_key") or "sample")))
     scores = next(iter((sample.get("scores") or {}).values()), None)
     if isinstance(scores, Mapping) and scores.get("base") is not None and scores.get("student") is not None:
         return f"{key}: base {scores['base']:.2f} → student {scores['student']:.2f}"
     return key
 
 
+def one_line(text: str) -> str:
+    return " ".join(harmless(text).split())
+
+
 def _short(text: Any, most: int = 500) -> str:
-    said = text if isinstance(text, str) else "–" if text is None else str(text)
+    said = harmless(text if isinstance(text, str) else "–" if text is None else str(text))
     return said if len(said) <= most else said[: most - 1] + "…"

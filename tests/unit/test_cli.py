@@ -68,6 +68,21 @@ def test_a_place_that_the_sentence_names_is_not_named_again() -> None:
     assert client.sentence(422, body) == "/name must be a text. [validation_failed]"
 
 
+def test_a_fault_without_a_place_is_not_said_twice() -> None:
+    fault = {"pointer": None, "code": "invalid_value", "detail": "split must be 'train' or 'holdout'"}
+    body = {"detail": "split must be 'train' or 'holdout'.", "code": "validation_failed", "errors": [fault]}
+    assert client.sentence(422, body) == "split must be 'train' or 'holdout'. [validation_failed]"
+
+
+def test_what_others_wrote_gives_a_terminal_no_orders() -> None:
+    answers = {"teacher": "a\x1b]0;owned\x07b\u202ec\x9b1m", "base": "1\r\n2", "student": "5\u00a0€"}
+    picture = shown(render.samples_view([{"prompt_key": "k\x1b[31m\nx", "messages": [], **answers}], 80), 80)
+    assert not set(picture) & set("\x1b\x07\x9b\r\u202e")
+    assert "a�]0;owned�b�c�1m" in picture
+    assert "5\u00a0€" in picture
+    assert render.one_line("mine\r\nkey_fake\x1b[2K") == "mine key_fake�[2K"
+
+
 def test_a_server_error_names_the_request_to_ask_the_operator_about() -> None:
     body = {"title": "Something went wrong", "code": "internal", "request_id": "req_9", "errors": []}
     assert client.sentence(500, body) == "Something went wrong. [internal, req_9]"
