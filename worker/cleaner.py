@@ -227,6 +227,8 @@ class _Look:
             case Kind.BATCHES:
                 metadata = {"distillation_job_id": id_}
                 batches = await self._providers.batcher(provider).find(metadata, "", not_before=not_before)
+                if not batches and self._may_show_late():
+                    raise _NotYet
                 return 0, _named(Kind.BATCH, provider, [batch.id for batch in batches])
             case Kind.BATCH:
                 return 0, await self._files_of_batch(remnant)
@@ -234,12 +236,15 @@ class _Look:
                 await self._delete_stored(remnant)
                 return 0, ()
 
+    def _may_show_late(self) -> bool:
+        return self._now_ms() < self._cleanup.ended_at_ms + self._limits.lag_seconds * 1000
+
     async def _lost_trainings(self, remnant: Remnant) -> Sequence[Remnant]:
         """Those that a submission has made whose answer was lost, told as when a worker adopts one."""
         note = self._cleanup
         mine = {"distillation_job_id": str(note.job_id)}
         jobs = await self._providers.trainer(remnant.provider).find(mine, remnant.id, not_before=note.not_before)
-        if not jobs and self._now_ms() < note.ended_at_ms + self._limits.lag_seconds * 1000:
+        if not jobs and self._may_show_late():
             raise _NotYet
         ids = [job.id for job in jobs]
         noted = list(dict.fromkeys([*note.fine_tuning_jobs, *ids]))
@@ -301,7 +306,7 @@ class _Look:
             if others:
                 await self._keep(replace(self._cleanup, after=others[-1]))
             if not mine and not page.more:
-                if self._now_ms() < self._cleanup.ended_at_ms + self._limits.lag_seconds * 1000:
+                if self._may_show_late():
                     raise _NotYet
                 return
             self._mind_the_time()

@@ -513,6 +513,25 @@ async def test_what_still_runs_at_the_provider_is_stopped(store: Store, client: 
     assert set(account.files) == {"file-foreign"}  # the output that came with the end went, too
 
 
+async def test_a_batch_whose_submission_was_lost_is_stopped_once_it_shows_and_its_files_go(store: Store, client: Any):
+    account, clock = Account(), Clock()
+    job = await a_deleted_job(store, account)
+    running = msgspec.structs.replace(account.batches["batch-1"], state="running", output_file=None)
+    account.batches = {}
+    del account.files["file-out"]
+    cleaner = a_cleaner(store, account, clock, lag_seconds=60)
+    await make_due(client, job)
+    await cleaner.clean(job.id)
+    assert "batches" in [remnant.kind for remnant in (await note_of(store, job)).remnants], "it may yet show"
+
+    account.batches = {"batch-1": running}
+    clock.ahead_seconds = 61
+    await cleaned(client, cleaner, store, job)
+
+    assert account.cancelled == ["batch-1"]
+    assert set(account.files) == {"file-foreign"}
+
+
 async def test_while_one_worker_is_at_it_another_leaves_it_alone_and_a_slow_one_changes_nothing(
     store: Store, client: Any
 ):
