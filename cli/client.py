@@ -124,7 +124,11 @@ class Api:
         return self._json("GET", path, params=params)
 
     def post(self, path: str, body: Any = None, *, idempotency_key: str | None = None, **params: str | int) -> Json:
+        """body: bytes are JSON already, and sent as they are."""
         headers = {"Idempotency-Key": _plain(idempotency_key, "idempotency key")} if idempotency_key else {}
+        if isinstance(body, bytes):
+            headers["Content-Type"] = "application/json"
+            return self._json("POST", path, content=body, headers=headers, params=params)
         return self._json("POST", path, json=body, headers=headers, params=params)
 
     def delete(self, path: str) -> Json:
@@ -155,7 +159,7 @@ class Api:
             body = answer.json()
         except ValueError:
             body = None
-        if not isinstance(body, dict):
+        if not isinstance(body, dict) or not ("object" in body or "status" in body):
             raise ApiError(f"{self.endpoint.url} does not answer like a Distillery API.", status=answer.status_code)
         return body
 

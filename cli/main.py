@@ -170,12 +170,7 @@ def submit(
     data_dir: DataDir = DATA_DIR,
 ) -> None:
     """Create a job from a JSON file."""
-    try:
-        body = json.loads(sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise Failure(f"{file} cannot be read: {error.strerror}.") from error
-    except ValueError as error:
-        raise Failure(f"{file} is not JSON: {error}.") from error
+    body = _json_of(file)
     with Api(find_endpoint(url, api_key, data_dir)) as api:
         if validate_only:
             _print_json(api.post("/v1/jobs", body, validate_only="true"))
@@ -365,6 +360,21 @@ def _follow(api: Api, job: dict[str, Any]) -> dict[str, Any]:
     if job["status"] != "succeeded":
         raise Failure(demonstration.failure(job))
     return job
+
+
+def _json_of(file: Path) -> bytes:
+    """Sent as it is written: read anew, it would be another text, and what the API refuses in it a failure of ours."""
+    try:
+        content = sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
+        text = content.decode("utf-8-sig")
+        json.loads(text)
+    except OSError as error:
+        raise Failure(f"{file} cannot be read: {error.strerror}.") from error
+    except ValueError as error:
+        raise Failure(f"{file} is not JSON: {error}.") from error
+    except RecursionError:
+        raise Failure(f"{file} is nested too deeply.") from None
+    return text.encode()
 
 
 def _print_json(body: Any) -> None:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
 import httpx2
 import pytest
@@ -28,8 +29,10 @@ from api_kit import (
     problem_of,
     some_settings,
 )
+from typer.testing import CliRunner
 
 from cli import embedded
+from cli.main import app
 from shared.store import Store
 
 pytestmark = pytest.mark.anyio
@@ -123,6 +126,21 @@ def test_a_client_that_leaves_in_the_middle_of_its_body_is_no_error_of_ours(
     lines = [json.loads(line) for line in running.communicate(timeout=15)[1].decode().splitlines()]
     assert {line["level"] for line in lines} == {"info"}
     assert [line["status"] for line in lines if line["event"] == "request" and line["method"] == "POST"] == [499]
+
+
+@pytest.mark.parametrize(
+    ("body", "code"),
+    [
+        (b'{"name": NaN}', "malformed_json"),
+        (b'{"name": 1e999}', "malformed_json"),
+        (b'{"name": "\\ud800"}', "malformed_json"),
+        (b'\xef\xbb\xbf{"name": "of an editor"}', "validation_failed"),
+    ],
+)
+def test_a_job_file_is_sent_as_it_is_written(served: str, tmp_path: Path, body: bytes, code: str):
+    (tmp_path / "job.json").write_bytes(body)
+    ended = CliRunner().invoke(app, ["submit", str(tmp_path / "job.json"), "--url", served, "--api-key", ADMIN_KEY])
+    assert (getattr(ended.exception, "code", ended.exception), ended.exit_code) == (code, 1)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import io
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 from rich.console import Console
 from typer.testing import CliRunner
@@ -350,6 +351,19 @@ def test_a_job_file_that_is_not_json_is_said_before_anything_is_sent(tmp_path: P
     answer = CliRunner().invoke(app, ["submit", str(file)])
     assert answer.exit_code == 1
     assert "is not JSON" in str(answer.exception)
+
+
+@pytest.mark.parametrize("command", [["keys", "list"], ["status", "job_x"], ["results", "job_x"]])
+def test_a_server_of_another_kind_is_said_to_be_one(monkeypatch: pytest.MonkeyPatch, command: list[str]) -> None:
+    monkeypatch.setattr(httpx2.Client, "request", lambda *_, **__: httpx2.Response(200, json={}))
+    ended = CliRunner().invoke(app, [*command, "--url", "http://127.0.0.1:1", "--api-key", "dk_x"])
+    assert "does not answer like a Distillery API" in str(ended.exception)
+
+
+def test_a_job_file_that_is_nested_too_deeply_is_said(tmp_path: Path) -> None:
+    (tmp_path / "job.json").write_text("[" * 200_000)
+    answer = CliRunner().invoke(app, ["submit", str(tmp_path / "job.json")])
+    assert "is nested too deeply" in str(answer.exception)
 
 
 def test_a_failed_job_says_its_code_and_stage() -> None:
