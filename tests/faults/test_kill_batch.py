@@ -321,6 +321,38 @@ def test_a_worker_killed_while_it_submits_or_cancels_a_batch_loses_none_of_its_b
         assert accounted_usd(job) == pytest.approx(teachers_bill_usd(system), abs=1e-7)
 
 
+@pytest.mark.parametrize("why", ["away", "no longer configured"])
+def test_a_cancelled_job_ends_cancelled_although_its_provider_cannot_stop_the_batch(tmp_path: Path, why: str) -> None:
+    plain = {"PROVIDERS__PLAIN__BASE_URL": "http://127.0.0.1:9/v1", "STAGE_ATTEMPTS_MAX": "3"}
+    with System(tmp_path, settings=CAN_BATCH | plain, batch_seconds=0.5) as system:
+        system.sandbox.faults([{"match": CREATE, "fault": {"kind": "batch_stalls", "share": 0.5}}])
+        worker = system.start_worker()
+        job_id = submit(system, source=tickets(1400, 1440))
+        system.until(lambda: teachers_bill(system) == 20, "half of the batch is answered")
+        if why == "away":
+            refusal = {"kind": "server_error"}
+            cancellation = {"path": "/batches/*/cancel", "method": "POST"}
+            system.sandbox.faults([{"match": cancellation, "probability": 1, "fault": refusal}])
+        else:
+            system.kill(worker)
+            system.environment = {
+                name: value for name, value in system.environment.items() if "PROVIDERS__SANDBOX" not in name
+            }
+            system.start_worker()
+        system.client.post(f"/v1/jobs/{job_id}/cancel").raise_for_status()
+        job = system.finished(job_id)
+
+        assert (job["status"], job["error"]) == ("cancelled", None)
+        assert job["progress"]["possibly_billed"] == 40
+        if why == "away":
+            assert accounted_usd(job) >= teachers_bill_usd(system) > 0
+        assert any("may go on there" in message for message in messages(system, job_id))
+        system.sandbox.clear_faults()
+        system.client.delete(f"/v1/jobs/{job_id}").raise_for_status()
+        if why == "away":
+            system.until(lambda: batches(system)[0]["status"] == "cancelled", "the deletion stops it")
+
+
 @pytest.mark.soak
 def test_workers_killed_at_every_call_of_a_batch_leave_one_batch(tmp_path: Path) -> None:
     """Each is killed while it waits for the answer to a call that the provider has carried out."""
