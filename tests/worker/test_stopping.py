@@ -6,6 +6,7 @@ import contextlib
 import itertools
 
 import pytest
+import structlog
 from builders import loaded, now_ms
 from doubles import Lab, ScriptedTrainer, prices_of_a_nano
 from engines import Killed, an_engine, in_training, let_the_lease_run_out, rung
@@ -480,7 +481,8 @@ async def test_a_defect_of_ours_that_meets_a_training_keeps_no_job_from_ending(t
     if how != "while it trains":
         await work.stop(how)
 
-    ended = await work.look(60, stage_attempts_max=2)
+    with structlog.testing.capture_logs():  # to render each defect takes seconds
+        ended = await work.look(60, stage_attempts_max=2)
 
     assert (ended.status, ended.error.code) == (S.FAILED, "attempts_exhausted")
     assert await work.money() == ((0, 0, CEILING), (0, 0, CEILING))

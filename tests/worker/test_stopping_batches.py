@@ -7,6 +7,7 @@ import contextlib
 import itertools
 
 import pytest
+import structlog
 from builders import a_job, a_spec, accepted, loaded, now_ms, prompts, standing_at
 from doubles import Lab, ScriptedBatcher, prices_of_a_nano
 from engines import Killed, an_engine, let_the_lease_run_out, rung
@@ -353,7 +354,8 @@ async def test_a_defect_of_ours_keeps_no_job_from_ending(batched, batcher, how):
     if how != "while it runs":
         await work.stop(how)
 
-    ended = await work.look(60, stage_attempts_max=2)
+    with structlog.testing.capture_logs():  # to render each defect takes seconds
+        ended = await work.look(60, stage_attempts_max=2)
 
     assert (ended.status, ended.error.code) == (S.FAILED, "attempts_exhausted")
     assert await work.money() == (0, 0, CEILING)
