@@ -162,7 +162,6 @@ class Settings(BaseSettings):
         description="port of a worker's own /metrics, on the API's address; each further worker of `distill up` takes"
         " the next; null: off",
     )
-    public_url: HttpUrl | None = Field(None, description="how clients reach the API; null: host and port")
     requests_per_minute: int = Field(60_000, ge=0, description="requests of one tenant; 0: any number")
     active_jobs_max: int = Field(200, ge=0, description="jobs of one tenant queued or running; 0: any number")
     waits_max: int = Field(500, ge=0, description="answers held by Prefer: wait at once, per API process")
