@@ -114,14 +114,18 @@ class Engine:
                     # Whoever held it may still be handing in answers: what is stored is read after they had time to.
                     await asyncio.sleep(self._settings.takeover_grace_seconds)
                 try:
-                    while await self._step(lease):
-                        pass
+                    await self._move(lease)
                 except LeaseLost:
                     _log.warning("lease_lost")
-                except NewerVersion:  # left to a worker that knows it, for which it must not count as a vanished one
-                    await self._jobs.give_back(lease, due_in_seconds=self._settings.lease_seconds)
                 except StoreError:
                     _log.warning("store_unavailable_while_advancing")  # the lease runs out, and the due clock calls
+
+    async def _move(self, lease: Lease) -> None:
+        try:
+            while await self._step(lease):
+                pass
+        except NewerVersion:  # left to a worker that knows it, for which it must not count as a vanished one
+            await self._jobs.give_back(lease, due_in_seconds=self._settings.lease_seconds)
 
     @asynccontextmanager
     async def _kept(self, lease: Lease) -> AsyncIterator[None]:

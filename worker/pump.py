@@ -19,7 +19,7 @@ from typing import Final
 
 import structlog
 
-from shared.errors import JobFailed, ProviderError, ProviderRateLimited, ProviderUnavailable, StoreError
+from shared.errors import JobFailed, NewerVersion, ProviderError, ProviderRateLimited, ProviderUnavailable, StoreError
 from shared.ids import JobId, TenantId
 from shared.lifecycle import JobStatus
 from shared.models import Job, JobError
@@ -165,7 +165,10 @@ class Pump:
             self._offer(run)
 
     async def _join(self, pass_id: PassId, tenant: TenantId) -> None:
-        job = await self._store.jobs.load(pass_id.job_id)
+        try:
+            job = await self._store.jobs.load(pass_id.job_id)
+        except NewerVersion:  # left to the pumps that know it
+            return
         plan = next((plan for plan in plans(job) if plan.name == pass_id.name), None) if job else None
         if job is None or plan is None or job.status is not JobStatus.RUNNING:
             if job is None or job.status is not JobStatus.QUEUED:

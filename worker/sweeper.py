@@ -113,5 +113,9 @@ class Sweeper:
             del held[due.tenant]
         if due.kind in self._short:
             self.wake()
-        if not task.cancelled() and (error := task.exception()) is not None:
+        if task.cancelled() or (error := task.exception()) is None:
+            return
+        if isinstance(error, StoreError):  # handed out again after the grace
+            _log.warning("due_row_waits", kind=due.kind, id=due.id, code=error.code)
+        else:
             _log.error("due_row_failed", kind=due.kind, id=due.id, error=type(error).__name__, exc_info=error)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar, cast
 
@@ -156,15 +157,21 @@ class _Tallies:
     rating: Mapping[bytes, bytes] = field(default_factory=dict)
 
 
-def _job_of(job_id: JobId, row: Mapping[bytes, bytes], tallies: _Tallies) -> Job:
-    """Raises NewerVersion for a row that has values this version does not know."""
+@contextmanager
+def _reading(job_id: JobId) -> Iterator[None]:
+    """Raises NewerVersion where the block meets values that this version does not know."""
     try:
-        return _parsed(job_id, row, tallies)
+        yield
     except (ValueError, msgspec.MsgspecError) as error:
         _log.error(
             "job_not_readable", job_id=job_id, error=type(error).__name__, place=str(error).rpartition(" at ")[2]
         )
         raise NewerVersion(f"The job {job_id} was written by a newer version of the service than this one.") from None
+
+
+def _job_of(job_id: JobId, row: Mapping[bytes, bytes], tallies: _Tallies) -> Job:
+    with _reading(job_id):
+        return _parsed(job_id, row, tallies)
 
 
 def _parsed(job_id: JobId, row: Mapping[bytes, bytes], tallies: _Tallies) -> Job:
@@ -352,7 +359,8 @@ class JobStore:
         # Nearly no job has these, and what has not is spared the second round trip.  Words of the customer's may look
         # like it, which does no harm.
         if b'"samples":' in spec or b'"score_model"' in spec:
-            samples = range(1, _decoders["spec"].decode(spec).teacher.samples)
+            with _reading(job_id):
+                samples = range(1, _decoders["spec"].decode(spec).teacher.samples)
             pipe.hgetall(keys.pass_row(job_id, RATING))
             for sample in samples:
                 pipe.hgetall(keys.pass_row(job_id, f"{TEACHER}-{sample}"))
@@ -522,17 +530,22 @@ class JobStore:
     async def events(self, job_id: JobId, *, after: int, limit: int) -> list[Event]:
         """Events with a sequence greater than `after`, oldest first."""
         entries = await ask(self._redis.xrange(keys.events(job_id), min=f"({after}-0", count=limit))
-        return [_event_of(entry_id, fields) for entry_id, fields in entries]
+        return _events_of(job_id, entries)
 
     async def events_before(self, job_id: JobId, *, before: int | None, limit: int) -> list[Event]:
         """Events with a sequence smaller than `before` (None: all), newest first."""
         newest = "+" if before is None else f"({before}-0"
         entries = await ask(self._redis.xrevrange(keys.events(job_id), max=newest, count=limit))
-        return [_event_of(entry_id, fields) for entry_id, fields in entries]
+        return _events_of(job_id, entries)
 
     async def results(self, job_id: JobId) -> JsonObject | None:
         text = await ask(self._redis.get(keys.results(job_id)))
         return None if text is None else cast("JsonObject", msgspec.json.decode(text))
+
+
+def _events_of(job_id: JobId, entries: Iterable[tuple[bytes, Mapping[bytes, bytes]]]) -> list[Event]:
+    with _reading(job_id):
+        return [_event_of(entry_id, fields) for entry_id, fields in entries]
 
 
 def _event_of(entry_id: bytes, fields: Mapping[bytes, bytes]) -> Event:

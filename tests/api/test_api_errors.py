@@ -252,6 +252,7 @@ async def test_a_bug_is_answered_with_nothing_but_the_request_id(api: Api, monke
         ("stage", "distilling"),
         ("paused_reason", "holiday"),
         ("spec", '{"teacher": {"mode": "stream"}}'),
+        ("spec", '{"teacher": {"mode": "stream", "samples":2}}'),  # of which more than the row is read
     ],
 )
 async def test_a_job_of_a_newer_version_is_a_503_that_names_it_where_a_list_meets_it(api: Api, field: str, value: str):
@@ -265,6 +266,17 @@ async def test_a_job_of_a_newer_version_is_a_503_that_names_it_where_a_list_meet
         assert job["id"] in problem["detail"]
         assert value not in answer.text
     assert (await api.http.get(f"/v1/jobs/{other['id']}")).status_code == 200
+
+
+async def test_an_event_of_a_newer_version_is_a_503_that_names_its_job(api: Api):
+    job = await api.create()
+    event = b'{"id":"evt_1","level":"info","type":"message","message":"","created_at_ms":1,"stage":"distilling"}'
+    await api.redis.xadd(keys.events(job["id"]), {"e": event}, id="2-0")
+    for order in ("asc", "desc"):
+        answer = await api.http.get(f"/v1/jobs/{job['id']}/events?order={order}")
+        problem = problem_of(answer)
+        assert (answer.status_code, problem["code"]) == (503, "newer_version")
+        assert job["id"] in problem["detail"]
 
 
 async def test_a_store_that_is_away_or_full_is_a_503_worth_a_retry(api: Api):

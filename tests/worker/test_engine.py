@@ -25,6 +25,7 @@ from shared.errors import (
     ProviderRejected,
     ProviderTrainingClosed,
     ProviderUnavailable,
+    StoreError,
 )
 from shared.lifecycle import JobStatus, PausedReason, Stage
 from shared.pricing import Prices
@@ -105,6 +106,17 @@ async def test_a_job_of_a_newer_version_is_left_to_a_worker_that_knows_it(store)
 
     await store._redis.hset(row, "spec", spec)
     assert (await claimed(store, job)).takeovers == 0
+
+
+async def test_a_store_that_goes_away_before_such_a_job_is_given_back_is_no_defect(store):
+    job = await accepted(store, a_whole_job(), prompts(40))
+    await store._redis.hset(keys.job(job.id), "stage", "distilling")
+
+    async def away(*_, **__):
+        raise StoreError("The store cannot be reached.")
+
+    store.jobs.give_back = away
+    await an_engine(store).advance(job.id)
 
 
 async def test_the_pump_is_woken_for_a_pass_that_opens_and_not_for_each_look_at_one(store):

@@ -18,6 +18,7 @@ from shared.errors import (
 )
 from shared.ids import TenantId
 from shared.lifecycle import JobStatus
+from shared.store import keys
 from shared.store.jobs import Change
 from worker import pump as pump_module
 
@@ -51,6 +52,24 @@ async def test_two_pumps_on_one_pass_ask_each_prompt_once(store):
         await until(job.complete)
 
     assert teacher.calls == Counter(job.texts)
+
+
+async def test_a_job_of_a_newer_version_holds_up_no_other(store, monkeypatch):
+    monkeypatch.setattr(pump_module, "_JOINS_AT_ONCE", 1)
+    strange = await work(store, 8, tenant=TenantId("strange"))
+    await store._redis.hset(keys.job(strange.job.id), "stage", "distilling")
+    jobs = [await work(store, 8, tenant=TenantId(name)) for name in ("before", "then")]
+
+    async with pumping(store, Lab(ScriptedTeacher())):
+        for job in jobs:
+            await until(job.complete)
+        late = await work(store, 8, tenant=TenantId("late"))
+        await until(late.complete)
+
+    assert (await strange.state()).settled == 0
+    await store._redis.hset(keys.job(strange.job.id), "stage", "generating")
+    async with pumping(store, Lab(ScriptedTeacher())):
+        await until(strange.complete)
 
 
 async def test_a_completion_the_caller_supplied_is_not_bought(store):

@@ -5,10 +5,11 @@ import contextlib
 from types import SimpleNamespace
 
 import pytest
+import structlog
 from builders import a_job, accepted
 from doubles import until
 
-from shared.errors import StoreError
+from shared.errors import NewerVersion, StoreError
 from shared.ids import TenantId
 from shared.queue import ADVANCE_JOB, QUEUE, celery_app
 from shared.store import keys
@@ -54,6 +55,21 @@ async def sweeping(store, engine, *, hands=4, interval_seconds=0.05):
     finally:
         running.cancel()
         await sweeper.finished(within_seconds=0)
+
+
+async def test_a_row_that_waits_for_the_store_or_a_newer_worker_is_no_defect(store):
+    due = [*await due_jobs(store, A, 2)]
+    errors = dict(zip(due, [StoreError("Away."), NewerVersion("Later.")], strict=True))
+
+    async def advance(id_):
+        if (error := errors.pop(id_, None)) is not None:
+            raise error
+
+    with structlog.testing.capture_logs() as logged:
+        async with sweeping(store, SimpleNamespace(advance=advance)):
+            await until(lambda: not errors)
+    assert {(line["event"], line["log_level"]) for line in logged} == {("due_row_waits", "warning")}
+    assert sorted(line["code"] for line in logged) == ["newer_version", "store_unavailable"]
 
 
 async def due_jobs(store, tenant, count):
