@@ -28,7 +28,7 @@ from shared.store.passes import PassId
 from shared.webhook_records import Delivery
 from worker.completions import job_error
 from worker.outcomes import Done, Fail, Outcome, Pause, Resume, Stopped, Wait
-from worker.stages import Save, StageStep, Tools
+from worker.stages import LeaseLost, Save, StageStep, Tools
 from worker.stages.batches.rounds import leave_batches, stop_batches
 from worker.stages.curate import curate
 from worker.stages.deployments import is_told
@@ -52,10 +52,6 @@ _MESSAGES: Final = {
     JobStatus.CANCELLED: "The job is cancelled.",
     JobStatus.RUNNING: "A worker has taken the job.",
 }
-
-
-class LeaseLost(Exception):
-    """Another worker has the job by now; what this one was about to write does not count."""
 
 
 class SpentOut(Exception):

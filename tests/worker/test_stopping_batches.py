@@ -15,11 +15,14 @@ from msgspec.structs import replace
 
 from shared.cleanup import Kind
 from shared.deletion import cleanup_of
-from shared.errors import JobFailed, ProviderAuthFailed, ProviderRateLimited, ProviderUnavailable
+from shared.errors import JobFailed, ProviderAuthFailed, ProviderRateLimited, ProviderRejected, ProviderUnavailable
 from shared.lifecycle import TERMINAL, JobStatus, Stage
 from shared.models import Budget, Teacher
 from shared.pricing import batch_nano
 from shared.store.jobs import Change
+from worker.stages import LeaseLost
+from worker.stages.batches import following
+from worker.stages.batches.rounds import leave_batches
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("within_a_day")]
 S = JobStatus
@@ -227,6 +230,17 @@ async def test_a_provider_that_answers_no_submission_ends_the_job_and_may_bill_i
 # --- a batch that was submitted twice --------------------------------------------------------------------------------
 
 
+async def submitted_twice(batched, batcher):
+    """The first batch shows from here on."""
+    batcher.faults["submit!"] = LOST
+    batcher.visible_after = 10**6
+    work = await batched(looks=8, unknown_outcome_wait_seconds=0.01)
+    [run] = (await loaded(work.store, work.job.id)).batches
+    assert (len(batcher.batches), run.batch_id) == (2, "batch-1")
+    batcher.visible_after = 0
+    return work
+
+
 @pytest.mark.parametrize(
     ("other", "spent", "unconfirmed"),
     [
@@ -238,12 +252,7 @@ async def test_a_provider_that_answers_no_submission_ends_the_job_and_may_bill_i
 )
 @pytest.mark.parametrize("how", [None, "cancelled", "late"])
 async def test_both_are_in_the_books_once_both_show(batched, batcher, other, spent, unconfirmed, how):
-    batcher.faults["submit!"] = LOST
-    batcher.visible_after = 3
-    work = await batched(looks=8, unknown_outcome_wait_seconds=0.01)
-    [run] = (await loaded(work.store, work.job.id)).batches
-    assert (len(batcher.batches), run.batch_id) == (2, "batch-1")
-    batcher.visible_after = 0
+    work = await submitted_twice(batched, batcher)
     batcher.statuses["batch-0"] = {"gone": "completed", "cancelling": "in_progress"}.get(other, other)
     batcher.ends_when_cancelled = other != "cancelling"
     if other == "gone":
@@ -265,13 +274,52 @@ async def test_both_are_in_the_books_once_both_show(batched, batcher, other, spe
     assert len(await work.told("was submitted twice")) == 1
 
 
+async def test_the_other_is_in_the_books_as_soon_as_it_has_ended(batched, batcher):
+    work = await submitted_twice(batched, batcher)
+    batcher.statuses["batch-0"] = "completed"
+
+    await work.look(3)
+
+    assert await work.money() == (COUNT * ANSWER, CEILING, 0)
+    assert len(await work.told("was submitted twice")) == 1
+
+
+@pytest.mark.parametrize("other", ["completed", "in_progress"])
+async def test_the_other_is_in_the_books_although_the_one_that_is_followed_never_ends(
+    batched, batcher, other, monkeypatch
+):
+    monkeypatch.setattr(following, "_CANCELLING_SECONDS", 0)
+    work = await submitted_twice(batched, batcher)
+    batcher.statuses["batch-0"] = other
+    batcher.ends_when_cancelled = False
+
+    await work.stopped()
+
+    assert await work.money() == ((COUNT * ANSWER, 0, CEILING) if other == "completed" else (0, 0, 2 * CEILING))
+
+
+async def test_answers_of_the_other_that_nobody_can_read_stand_in_the_way_of_none(batched, batcher):
+    work = await submitted_twice(batched, batcher)
+    batcher.status = "completed"
+    lines = batcher.lines
+
+    def unreadable(file_id):
+        if file_id == "out-0":
+            batcher.faults["lines"] = ProviderRejected("No.", status=400)
+        return lines(file_id)
+
+    batcher.lines = unreadable
+    ended = await work.look(5)
+
+    assert ended.batches[0].step == "ended"
+    assert await work.money() == (COUNT * ANSWER, 0, CEILING)
+
+
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize("point", range(1, 7))
 async def test_the_other_is_booked_once_whenever_a_worker_is_killed(batched, batcher, when, point):
-    batcher.faults["submit!"] = LOST
-    batcher.visible_after = 3
-    work = await batched(looks=8, unknown_outcome_wait_seconds=0.01)
-    batcher.visible_after, batcher.status = 0, "completed"
+    work = await submitted_twice(batched, batcher)
+    batcher.status = "completed"
     await work.stop("cancelled")
 
     await killed_at_write(work, point, when)
@@ -359,6 +407,21 @@ async def test_a_defect_of_ours_keeps_no_job_from_ending(batched, batcher, how):
 
     assert (ended.status, ended.error.code) == (S.FAILED, "attempts_exhausted")
     assert await work.money() == (0, 0, CEILING)
+
+
+async def test_a_worker_that_has_lost_the_lease_leaves_no_further_batch(batched, batcher):
+    work = await batched()
+    [run] = (await loaded(work.store, work.job.id)).batches
+    job = replace(await loaded(work.store, work.job.id), batches=[run, run])
+    saves = []
+
+    async def save(fields, **_):
+        saves.append(fields)
+        raise LeaseLost
+
+    with pytest.raises(LeaseLost):
+        await leave_batches(job, an_engine(work.store, work.lab, prices=work._prices)._tools, save)
+    assert len(saves) == 1
 
 
 # --- a batch that has ended, or ends meanwhile -----------------------------------------------------------------------

@@ -14,6 +14,10 @@ from worker.outcomes import Outcome
 from worker.providers import Providers
 
 
+class LeaseLost(Exception):
+    """Another worker has the job by now; what this one was about to write does not count."""
+
+
 class Save(Protocol):
     """Writes fields of the row at once, under the lease, with what there is to tell of it.  add: fields to add to.
     notices: types of webhook events to send.

@@ -71,8 +71,8 @@ class Collecting(BatchStep):
         await self._end(replace(run, released=tally.again))
 
     async def count_others(self, others: Sequence[Batch]) -> None:
-        """Book what was answered of the same prompts by batches that submissions which seemed lost have started.  Where
-        nobody says, as of one that has not ended yet, it may be everything.
+        """Book, once, what was answered of the same prompts by batches that submissions which seemed lost have started.
+        Where nobody says, as of one that has not ended yet, it may be everything.
 
         Done before the answers of this batch are settled, while all that it asks is known; the money and the note of it
         are one write."""
@@ -82,7 +82,9 @@ class Collecting(BatchStep):
             return
         known = [await self._cost_nano(other) for other in fresh]
         paid = sum(cost for cost in known if cost is not None)
-        unconfirmed = known.count(None) * sum([await self._ceiling_nano(index) async for index, _ in self._begun()])
+        unconfirmed = 0
+        if unknown := known.count(None):
+            unconfirmed = unknown * sum([await self._ceiling_nano(index) async for index, _ in self._begun()])
         self._say(
             f"was submitted twice, for the answer to the first submission was lost.  The other one cost {usd(paid)} "
             f"dollars; up to {usd(unconfirmed)} more that the provider may bill for it stay unconfirmed.",
@@ -109,7 +111,9 @@ class Collecting(BatchStep):
                 except ProviderError:
                     return None
                 read += 1
-        except ProviderModelMissing:
+        except ProviderError as error:
+            if error.retryable:
+                raise
             return None
         return paid if read >= other.completed else None
 

@@ -38,14 +38,13 @@ class Following(BatchStep):
     async def _read(self) -> float | None:
         run = self.run
         assert run.batch_id is not None
-        # An earlier submission may have shown itself after all.
-        shown = await Submission(self._look, self._number).found() if run.submissions > 1 else []
+        others = await self._others()
         await self._look.followed.expect(self._look.provider, run.batch_id, self._job.id)
         batch = await self._batcher.poll(run.batch_id)
         collecting = Collecting(self._look, self._number)
-        if batch is None or batch.state in {"over", "failed"}:
-            await collecting.count_others([other for other in shown if other.id != run.batch_id])
-            run = self.run
+        is_over = batch is None or batch.state in {"over", "failed"}
+        await collecting.count_others([other for other in others if is_over or other.state == "over"])
+        run = self.run
         if batch is None:
             await collecting.collect(replace(run, status="deleted", output_file=None, error_file=None))
             return None
@@ -68,6 +67,13 @@ class Following(BatchStep):
                 return None
             case _:
                 return self._interval(run)
+
+    async def _others(self) -> list[Batch]:
+        """What earlier submissions have started, if they have shown themselves after all."""
+        if self.run.submissions < 2:
+            return []
+        found = await Submission(self._look, self._number).found()
+        return [batch for batch in found if batch.id != self.run.batch_id]
 
     def _interval(self, run: BatchRun) -> float:
         """The longer it has run, the longer until the next look; jittered, so that jobs spread out."""
@@ -100,6 +106,7 @@ class Following(BatchStep):
             return self._settings.poll_min_seconds
         if now_ms() > run.cancelled_at_ms + _CANCELLING_SECONDS * 1000:
             _log.error("batch_not_cancelled", job_id=self._job.id, batch=run.batch_id)
+            await Collecting(self._look, self._number).count_others(await self._others())
             await self.leave()
             return None
         return min(wait, self._settings.poll_max_seconds)

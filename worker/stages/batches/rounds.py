@@ -16,7 +16,7 @@ from shared.errors import JobFailed, ProviderError, ProviderUnavailable, StoreEr
 from shared.lifecycle import PausedReason
 from shared.models import BatchRun, Job, JobError
 from worker.outcomes import Done, Fail, Outcome, Pause, Wait
-from worker.stages import Save, Tools
+from worker.stages import LeaseLost, Save, Tools
 from worker.stages.batches.filling import Filling
 from worker.stages.batches.following import Following
 from worker.stages.batches.lines import BatchLimits
@@ -59,7 +59,7 @@ async def leave_batches(job: Job, tools: Tools, save: Save) -> None:
                 await Submission(look, number).withdraw()
             else:
                 await Following(look, number).leave()
-        except StoreError:
+        except (StoreError, LeaseLost):
             raise
         except Exception:  # noqa: BLE001  # a defect of ours: the job ends
             _log.exception("batch_not_left", job_id=job.id, number=number)
