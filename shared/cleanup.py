@@ -25,7 +25,7 @@ class Kind(StrEnum):
     TRAINED = "trained"  #: a fine-tuning job: once it has ended, its result files and all its models are known
     FILE = "file"  #: training or validation examples, or what a training wrote of its steps
     FILES = "files"  #: files of this prefix that nobody noted: an upload whose answer was lost
-    BATCHES = "batches"  #: batches of the job, to be looked up: a submission whose answer was lost
+    BATCHES = "batches"  #: batches of the job, or of an input file, to be looked up: a submission whose answer was lost
     BATCH = "batch"  #: one batch: once it has ended, its files are known
     BATCH_FILE = "batch_file"  #: questions, answers or errors of a batch
     BATCH_FILES = "batch_files"  #: as `files`, of batches

@@ -91,6 +91,10 @@ def _of_training(job: Job) -> Iterator[Remnant]:
 def _of_batches(job: Job) -> Iterator[Remnant]:
     provider = job.spec.teacher.provider
     for run in job.batches:
+        answered = run.batch_id is not None or run.status == "refused"
+        if run.input_file and run.submissions > answered:
+            yield Remnant(kind=Kind.BATCHES, provider=provider, id=run.input_file)
+    for run in job.batches:
         if run.batch_id and (run.step != "ended" or run.status == "left"):
             yield Remnant(kind=Kind.BATCH, provider=provider, id=run.batch_id)
         for file_id in (run.input_file, run.output_file, run.error_file):

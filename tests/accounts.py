@@ -126,7 +126,11 @@ class _Batcher:
 
     async def find(self, metadata: dict[str, str], input_file: str, *, not_before: int) -> list[Batch]:
         with self._account._call("find"):
-            return [batch for batch in self._account.batches.values() if metadata.items() <= batch.metadata.items()]
+            return [
+                batch
+                for batch in self._account.batches.values()
+                if metadata.items() <= batch.metadata.items() or batch.input_file == input_file
+            ]
 
     async def find_files(self, prefix: str, *, not_before: int) -> list[str]:
         with self._account._call("find_files", prefix):

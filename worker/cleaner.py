@@ -225,11 +225,7 @@ class _Look:
                 ids = await self._providers.batcher(provider).find_files(id_, not_before=not_before)
                 return 0, _named(Kind.BATCH_FILE, provider, ids)
             case Kind.BATCHES:
-                metadata = {"distillation_job_id": id_}
-                batches = await self._providers.batcher(provider).find(metadata, "", not_before=not_before)
-                if not batches and self._may_show_late():
-                    raise _NotYet
-                return 0, _named(Kind.BATCH, provider, [batch.id for batch in batches])
+                return 0, await self._lost_batches(remnant)
             case Kind.BATCH:
                 return 0, await self._files_of_batch(remnant)
             case Kind.STORED:
@@ -250,6 +246,16 @@ class _Look:
         noted = list(dict.fromkeys([*note.fine_tuning_jobs, *ids]))
         await self._keep(replace(note, fine_tuning_jobs=noted))
         return [*_named(Kind.TRAINING, remnant.provider, ids), *_named(Kind.TRAINED, remnant.provider, ids)]
+
+    async def _lost_batches(self, remnant: Remnant) -> Sequence[Remnant]:
+        """Those of the job.  Of an input file whose submission was lost, a batch is waited for as long as it may show."""
+        note, provider = self._cleanup, remnant.provider
+        mine = {"distillation_job_id": str(note.job_id)}
+        batches = await self._providers.batcher(provider).find(mine, remnant.id, not_before=note.not_before)
+        awaited = [batch for batch in batches if remnant.id in {note.job_id, batch.input_file}]
+        if not awaited and self._may_show_late():
+            raise _NotYet
+        return _named(Kind.BATCH, provider, [batch.id for batch in batches])
 
     async def _left_by_training(self, remnant: Remnant) -> Sequence[Remnant]:
         """Its result files, its model and its checkpoints, once it has ended."""

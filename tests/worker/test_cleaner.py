@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import suppress
 from types import MappingProxyType
 from typing import Any
@@ -82,8 +83,9 @@ async def a_deleted_job(
     delete_models: bool = False,
     completions: int = 5,
     tune: Any = MappingProxyType({}),
+    batches: Sequence[BatchRun] = (),
 ) -> Job:
-    """tune: what is different of its fine-tune."""
+    """tune: what is different of its fine-tune.  batches: beside its first."""
     teacher = Teacher(provider="lab", model="gpt-4.1", mode="batch")
     job = await accepted(store, a_job(spec=a_spec(store=True, teacher=teacher)), prompts(3))
     job = await standing_at(store, job, JobStatus.SUCCEEDED)
@@ -96,7 +98,7 @@ async def a_deleted_job(
     )
     trained = msgspec.structs.replace(trained, **tune)
     run = BatchRun(step="ended", batch_id="batch-1", input_file="file-in")
-    made = {"stage": Stage.EVALUATING, "finished_at_ms": now_ms(), "fine_tunes": [trained], "batches": [run]}
+    made = {"stage": Stage.EVALUATING, "finished_at_ms": now_ms(), "fine_tunes": [trained], "batches": [run, *batches]}
     await store.jobs.change(job, Change(set=made))
     kept_by(account, job, completions=completions)
     job = await loaded(store, job.id)
@@ -530,6 +532,28 @@ async def test_a_batch_whose_submission_was_lost_is_stopped_once_it_shows_and_it
 
     assert account.cancelled == ["batch-1"]
     assert set(account.files) == {"file-foreign"}
+
+
+@pytest.mark.parametrize("status", ["not_shown", "left", "refused"])
+async def test_it_is_waited_for_although_another_batch_of_the_job_shows(store: Store, client: Any, status: str):
+    account, clock = Account(), Clock()
+    lost = BatchRun(step="ended", status=status, input_file="file-in-1", submissions=1)
+    job = await a_deleted_job(store, account, batches=[lost])
+    cleaner = a_cleaner(store, account, clock, lag_seconds=60)
+    await make_due(client, job)
+    await cleaner.clean(job.id)
+    is_awaited = "file-in-1" in [remnant.id for remnant in (await note_of(store, job)).remnants]
+    assert is_awaited is (status != "refused")
+
+    metadata = {"distillation_job_id": job.id, "batch": "1"} if status == "left" else {}
+    account.batches["batch-2"] = Batch(
+        id="batch-2", status="in_progress", state="running", created_at=2_000_000_000, input_file="file-in-1",
+        metadata=metadata,
+    )  # fmt: skip
+    clock.ahead_seconds = 61
+    await cleaned(client, cleaner, store, job)
+
+    assert account.cancelled == (["batch-2"] if is_awaited else [])
 
 
 async def test_while_one_worker_is_at_it_another_leaves_it_alone_and_a_slow_one_changes_nothing(
