@@ -248,7 +248,7 @@ class _Look:
         return [*_named(Kind.TRAINING, remnant.provider, ids), *_named(Kind.TRAINED, remnant.provider, ids)]
 
     async def _lost_batches(self, remnant: Remnant) -> Sequence[Remnant]:
-        """Those of the job.  Of an input file whose submission was lost, a batch is waited for as long as it may show."""
+        """Those of the job.  One of an input file whose submission was lost is waited for while it may yet show."""
         note, provider = self._cleanup, remnant.provider
         mine = {"distillation_job_id": str(note.job_id)}
         batches = await self._providers.batcher(provider).find(mine, remnant.id, not_before=note.not_before)
