@@ -359,8 +359,10 @@ class JobStore:
         # Nearly no job has these, and what has not is spared the second round trip.  Words of the customer's may look
         # like it, which does no harm.
         if b'"samples":' in spec or b'"score_model"' in spec:
-            with _reading(job_id):
+            try:
                 samples = range(1, _decoders["spec"].decode(spec).teacher.samples)
+            except msgspec.MsgspecError:
+                return row, tallies  # whoever may see the job is told when its row is read
             pipe.hgetall(keys.pass_row(job_id, RATING))
             for sample in samples:
                 pipe.hgetall(keys.pass_row(job_id, f"{TEACHER}-{sample}"))
@@ -525,7 +527,9 @@ class JobStore:
             return int(detail)
         if code == -2:
             raise NotFound("There is no such job.")
-        return Refused(JobStatus(detail.decode()), stale=code == -1, spent_out=code == -3, too_many=code == -4)
+        with _reading(job.id):
+            status = JobStatus(detail.decode())
+        return Refused(status, stale=code == -1, spent_out=code == -3, too_many=code == -4)
 
     async def events(self, job_id: JobId, *, after: int, limit: int) -> list[Event]:
         """Events with a sequence greater than `after`, oldest first."""

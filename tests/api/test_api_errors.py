@@ -14,7 +14,9 @@ from api_kit import ADMIN_KEY, Api, FakeServer, a_request, problem_of, some_sett
 import api as api_package
 from api import problem_table
 from api.app import NoAdminKey, create_app
+from api.deps import SCOPES
 from shared.errors import DistillError, ProviderError
+from shared.ids import TenantId
 from shared.rules import NAMED_FAULTS
 from shared.store import Store, keys
 
@@ -266,6 +268,9 @@ async def test_a_job_of_a_newer_version_is_a_503_that_names_it_where_a_list_meet
         assert job["id"] in problem["detail"]
         assert value not in answer.text
     assert (await api.http.get(f"/v1/jobs/{other['id']}")).status_code == 200
+    _, secret = await api.store.api_keys.create(TenantId("rival"), SCOPES)
+    rival = {"Authorization": f"Bearer {secret}"}
+    assert (await api.http.get(f"/v1/jobs/{job['id']}", headers=rival)).status_code == 404
 
 
 async def test_an_event_of_a_newer_version_is_a_503_that_names_its_job(api: Api):

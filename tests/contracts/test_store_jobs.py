@@ -6,7 +6,7 @@ import itertools
 import pytest
 from builders import TENANT, a_delivery, a_job, accepted, an_event, claimed, loaded, prompts, standing_at
 
-from shared.errors import NotFound, StoreFull
+from shared.errors import NewerVersion, NotFound, StoreFull
 from shared.ids import DeliveryId, TenantId
 from shared.lifecycle import MOVES, TERMINAL, JobStatus
 from shared.models import FineTune
@@ -253,8 +253,19 @@ async def test_a_holder_that_lost_its_lease_changes_nothing(store):
     answer = await store.jobs.change(job, Change(status=S.RUNNING, events=[an_event()]), lease=stale)
 
     assert answer == Refused(S.QUEUED, stale=True)
+    await store.jobs.give_back(stale, due_in_seconds=0)
     assert not await store.jobs.renew(stale, lease_seconds=30)
+    assert await due_jobs(store) == []
     assert await loaded(store, job.id) == job
+
+
+async def test_a_change_to_a_job_that_a_newer_version_has_moved_says_so(store):
+    job = await accepted(store, a_job())
+    lease = await claimed(store, job)
+    await store._redis.hset(keys.job(job.id), "status", "archived")
+
+    with pytest.raises(NewerVersion):
+        await store.jobs.change(job, Change(status=S.RUNNING), lease=lease)
 
 
 async def test_a_lease_given_back_is_no_longer_good(store):
@@ -296,6 +307,17 @@ async def test_a_claim_sent_twice_is_one_claim(store, every_script_twice):
     lease = await claimed(store, job)
 
     assert (lease.fence, lease.takeovers) == (1, 0)
+
+
+async def test_a_job_given_back_twice_is_as_if_it_had_not_been_taken(store, every_script_twice):
+    job = await accepted(store, a_job())
+    lease = await claimed(store, job)
+
+    await store.jobs.give_back(lease, due_in_seconds=60)
+
+    assert not await store.jobs.renew(lease, lease_seconds=30)
+    assert await due_jobs(store) == []
+    assert (await claimed(store, job)).takeovers == 0
 
 
 async def test_a_change_sent_twice_is_one_change(store, every_script_twice):
