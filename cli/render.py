@@ -18,7 +18,7 @@ Json = Mapping[str, Any]
 
 STAGES = ("generating", "curating", "training", "evaluating")
 #: Control characters but tab and line feed, and those that turn the direction of what follows.
-_ORDERS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+_ORDERS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 VERDICT_STYLES = {"better": "bold green", "worse": "bold red", "inconclusive": "bold yellow"}
 
 

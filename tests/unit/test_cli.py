@@ -76,9 +76,9 @@ def test_a_fault_without_a_place_is_not_said_twice() -> None:
 
 
 def test_what_others_wrote_gives_a_terminal_no_orders() -> None:
-    answers = {"teacher": "a\x1b]0;owned\x07b\u202ec\x9b1m", "base": "1\r\n2", "student": "5\u00a0€"}
+    answers = {"teacher": "a\x1b]0;owned\x07b\u202ec\x9b1m\u061c", "base": "1\r\n2", "student": "5\u00a0€"}
     picture = shown(render.samples_view([{"prompt_key": "k\x1b[31m\nx", "messages": [], **answers}], 80), 80)
-    assert not set(picture) & set("\x1b\x07\x9b\r\u202e")
+    assert not set(picture) & set("\x1b\x07\x9b\r\u202e\u061c")
     assert "a�]0;owned�b�c�1m" in picture
     assert "5\u00a0€" in picture
     assert render.one_line("mine\r\nkey_fake\x1b[2K") == "mine key_fake�[2K"
