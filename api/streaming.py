@@ -82,7 +82,9 @@ async def _frames(
     def frame(event: Event) -> bytes:
         return f"id: {event.sequence}\nevent: {event.type}\ndata: {show(event)}\n\n".encode()
 
+    clock = asyncio.get_running_loop().time
     yield f"retry: {_RETRY_MS}\n\n".encode()
+    speak_at = clock() + keepalive_seconds
     async with watcher.watching(job_id) as watched:
         while not watcher.draining:
             if not allowed():
@@ -94,13 +96,16 @@ async def _frames(
             if found:
                 after = found[-1][0]
                 yield b"".join(text for _, text in found)
+                speak_at = clock() + keepalive_seconds
             elif ended and after >= last:
                 return
             else:
                 try:
-                    await asyncio.wait_for(changed.wait(), keepalive_seconds)
+                    async with asyncio.timeout_at(speak_at):  # a job may change all the time and have nothing to tell
+                        await changed.wait()
                 except TimeoutError:
                     yield b": still here\n\n"
+                    speak_at = clock() + keepalive_seconds
 
 
 def wants_events(accept: str | None) -> bool:

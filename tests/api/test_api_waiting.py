@@ -221,6 +221,18 @@ async def test_a_silent_stream_says_that_it_lives_and_each_tenant_has_so_many(na
     assert (await narrow.http.get(path, headers=STREAM)).status_code == 200  # its place is free again
 
 
+async def test_so_does_one_of_a_job_that_changes_all_the_time_and_has_nothing_to_tell(narrow: Api):
+    job = await narrow.create()
+    stream = asyncio.create_task(narrow.http.get(f"/v1/jobs/{job['id']}/events", headers=STREAM))
+    row = await loaded(narrow, job)
+    for _ in range(20):
+        await asyncio.sleep(0.05)
+        await narrow.store.jobs.change(row, Change())
+    await cancel(narrow, job)
+
+    assert (await stream).text.count(": still here") >= 3
+
+
 async def test_followers_of_one_job_share_what_is_read_for_them(api: Api, monkeypatch: pytest.MonkeyPatch):
     job = await begin(api, await api.create())
     reads = 0
