@@ -312,7 +312,8 @@ class FineTune(Record, frozen=True, kw_only=True):
 class BatchRun(Record, frozen=True, kw_only=True):
     """One batch of the teacher's prompts on its way.  `step` is written before each provider call.
 
-    step: new (its calls are being begun) → uploading → uploaded → intent → submitted → ended.
+    step: new (its calls are being begun) → uploading → uploaded → intent → submitted → ended; from intent, which is
+    written before a submission, back to where it was when the provider turned that one away.
     first, end: the prompts looked at for it, by index, `end` not included; which of them it asks is told by the calls
     begun in its name.  more: prompts from `end` on have yet to be looked at.  attempt: 1, and one more after each batch
     that left prompts to be asked again, `released` of them.  submissions: that the provider may have received.  status,

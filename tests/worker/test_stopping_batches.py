@@ -185,6 +185,18 @@ async def test_nor_is_a_submission_that_was_turned_away(batched, batcher, refusa
     assert await work.money() == (0, 0, 0)
 
 
+async def test_nor_is_one_that_an_earlier_version_has_counted_although_it_was_turned_away(batched, batcher):
+    batcher.faults["submit"] = TURNED_AWAY[0]
+    work = await batched(looks=1)
+    [run] = (await loaded(work.store, work.job.id)).batches
+    counted = replace(run, step="uploaded", submissions=1, intent_at_ms=now_ms() - 86_400_000)
+    await work.store.jobs.change(work.job, Change(set={"batches": [counted]}))
+
+    await work.stopped()
+
+    assert await work.money() == (0, 0, 0)
+
+
 @pytest.mark.parametrize("refusal", TURNED_AWAY, ids=["429", "503"])
 async def test_one_that_was_turned_away_is_made_again(batched, batcher, refusal):
     batcher.faults["submit"] = refusal

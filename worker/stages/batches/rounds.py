@@ -74,8 +74,10 @@ def _last_look(job: Job, tools: Tools, save: Save) -> Look:
 
 
 def _is_sent(run: BatchRun) -> bool:
-    """Whether the provider may have received it."""
-    return run.step in {"intent", "submitted"} or run.submissions > 0
+    """Whether the provider may have received it.
+
+    Told by the step: what it turned away, versions before this one have counted as a submission, too."""
+    return run.step in {"intent", "submitted"}
 
 
 class _Rounds:
@@ -157,12 +159,11 @@ class _Rounds:
         if self._runs[number].step == "new" and not await Filling(self._look, number).fill():
             return 0.0
         submission = Submission(self._look, number)
-        run = self._runs[number]
-        match run.step:
-            case "uploading" | "uploaded" if not _is_sent(run):
+        match self._runs[number].step:
+            case "uploading" | "uploaded":
                 await submission.upload()
                 return await submission.submit()
-            case "uploaded" | "intent":
+            case "intent":
                 return await submission.find_lost()
             case "submitted":
                 return await Following(self._look, number).poll(patient=True)

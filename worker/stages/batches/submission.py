@@ -49,7 +49,7 @@ class Submission(BatchStep):
 
     async def submit(self) -> float | None:
         """Write the intent, then submit.  Whatever happens between the two, the row says that it may have happened."""
-        earlier = replace(self.run, step="uploaded")
+        earlier = self.run  # uploaded; or intent, when a submission before this one was lost
         input_file = earlier.input_file
         assert input_file is not None
         run = replace(earlier, step="intent", intent_at_ms=now_ms(), submissions=earlier.submissions + 1)
@@ -68,7 +68,7 @@ class Submission(BatchStep):
         except ProviderError as error:
             refused = isinstance(error, ProviderAuthFailed | ProviderModelMissing)
             failure = job_error(error, Stage.GENERATING) if refused else refusal(error.status, error.provider_code)
-            await self._let_go(lost=earlier.submissions > 0)
+            await self._let_go(lost=earlier.step == "intent")
             await self._end(replace(run, status="refused", error=failure))
             return None
         return await self.submitted(batch)
