@@ -29,8 +29,11 @@ demo: $(RUNTIME)
 up: $(RUNTIME)
 	@$(BIN)/distill up
 
+# Test files run two at a time, which two cores carry: most of the time, the tests wait.
+PROCESSES = 2
+
 test: $(DEV)
-	@$(BIN)/python -m pytest -q
+	@$(BIN)/python -m pytest -q --numprocesses=$(PROCESSES) --dist=loadfile --no-loadscope-reorder
 
 lint: $(DEV)
 	@$(BIN)/ruff check .

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import tempfile
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,19 @@ from shared.store.connection import Scripts, connect
 
 UNIT = Path(__file__).parent / "unit"
 LONGEST_TEST_SECONDS = 100  # of those that count by the day
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Each operation that Schemathesis tests is named in its test's id, which pytest 9.2 makes without."""
+    if operation := getattr(item, "operation_label", None):
+        item._id = item.id.with_params(operation)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of several tests with one id, pytest-xdist would run one and drop the others."""
+    shared = [node_id for node_id, count in Counter(item.nodeid for item in items).items() if count > 1]
+    if shared:
+        raise pytest.UsageError(f"Several tests have the same id: {shared}")
 
 
 @pytest.fixture
