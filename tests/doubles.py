@@ -512,14 +512,15 @@ async def pumping(
 
 async def abandon(pump: Pump, running: asyncio.Task[None] | None = None) -> None:
     """What is left of a pump after kill -9: nothing; its leases and marks stay in the store."""
+    pump._supply.stop()  # a fetch that ends starts the next one, however it ends
     asking = [allowance._asking for allowance in pump._allowances.values() if allowance._asking]
-    tasks = [*pump._tasks, *asking, *([running] if running else [])]
-    while tasks:
-        for task in tasks:
+    left = {*pump._tasks, *asking, *([running] if running else [])}
+    while left:
+        for task in left:
             task.cancel()
-        # redis-py may swallow a cancellation that comes together with an answer, so it is asked again.
-        _, left = await asyncio.wait(tasks, timeout=0.5)
-        tasks = list(left)
+        # redis-py may swallow a cancellation that comes together with an answer, and what goes on may start others.
+        _, late = await asyncio.wait(left, timeout=0.5)
+        left = late | pump._tasks
 
 
 async def until(condition: Callable[[], Awaitable[Any] | Any], *, seconds: float = 5) -> None:

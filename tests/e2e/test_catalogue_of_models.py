@@ -14,7 +14,7 @@ def test_models_are_known_at_submit_once_a_worker_has_started(tmp_path: Path) ->
         early = {code: system.submit(students=_students(model))["id"] for model, code in refusals.items()}
         system.start_worker()
         page = "/v1/models?provider=sandbox&limit=100"
-        system.until(lambda: system.client.get(page).json()["data"], "the models are listed", seconds=30)
+        system.until(lambda: system.client.get(page).json()["data"], "the models are listed")
 
         rows = {row["model"]: row for row in system.client.get(page).json()["data"]}
         assert rows[STUDENT]["shutdown_date"] == "2027-01-14"

@@ -82,7 +82,7 @@ def test_a_job_goes_from_prompts_to_a_measured_student(system: System) -> None:
     events = system.client.get(f"/v1/jobs/{job['id']}/events", params={"limit": 100}).json()["data"]
     assert sorted(event["sequence"] for event in events) == list(range(1, len(events) + 1))
 
-    system.until(lambda: len(receiver.received) == 2, "the webhook is delivered at the second attempt", seconds=20)
+    system.until(lambda: len(receiver.received) == 2, "the webhook is delivered at the second attempt")
     receiver.close()
     headers, body = receiver.received[1]
     secret = signing_secret(b"a secret key of the test suite, 40 chars", "local")

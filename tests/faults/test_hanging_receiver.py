@@ -40,7 +40,7 @@ def test_twenty_deliveries_to_a_receiver_that_hangs_hold_no_job_up(tmp_path: Pat
         for _ in range(20):
             system.client.post(f"{path}/test").raise_for_status()
         system.start_worker()
-        system.until(lambda: len(receiver.open) >= 4, "more hang than there are hands for jobs", seconds=15)
+        system.until(lambda: len(receiver.open) >= 4, "more hang than there are hands for jobs")
 
         job = system.finished(system.submit(prompts=30)["id"])
 

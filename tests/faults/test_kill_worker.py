@@ -52,7 +52,7 @@ def test_calls_of_a_cancelled_job_that_die_with_its_worker_are_counted_and_its_r
         system.sandbox.clear_faults()
         system.start_worker()
         retry_id = system.client.post(f"/v1/jobs/{job_id}/retry").raise_for_status().json()["id"]
-        system.until(lambda: system.job(job_id)["progress"]["possibly_billed"] == 32, "lost calls count", seconds=15)
+        system.until(lambda: system.job(job_id)["progress"]["possibly_billed"] == 32, "lost calls count")
         cost = system.job(job_id)["cost"]
         assert (cost["reserved_usd"], cost["unconfirmed_usd"]) == ("0", reserved)
         spend = system.client.get("/v1/limits").raise_for_status().json()["spend"]

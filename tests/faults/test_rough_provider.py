@@ -54,7 +54,7 @@ def test_errors_after_the_work_was_done_are_counted_and_the_bill_stays_within_th
             job = system.job(job_id)
             return job if job["status"] not in {"queued", "running"} else None
 
-        job = system.until(stopped, "the budget is reached", seconds=40)
+        job = system.until(stopped, "the budget is reached")
 
         assert job["paused_reason"] == "budget"
         ledger = system.sandbox.ledger()
@@ -123,7 +123,7 @@ def test_a_job_stops_at_its_budget_and_goes_on_with_a_larger_one(tmp_path: Path)
                 system.kill(workers[0])
             return job if job["status"] == "paused" else None
 
-        job = system.until(paused, "the job is paused", seconds=40)
+        job = system.until(paused, "the job is paused")
 
         assert job["paused_reason"] == "budget"
         assert workers[0].poll() is not None
