@@ -115,10 +115,10 @@ class _Repeating(asyncio.Protocol):
 
 
 class _Listening(asyncio.Protocol):
-    """Reads an event stream, and says when each event's id came."""
+    """Reads an event stream, and says when each event's id came, or that it has ended."""
 
-    def __init__(self, sent: bytes, came: Any) -> None:
-        self._sent, self._came = sent, came
+    def __init__(self, sent: bytes, came: Any, broken: asyncio.Future[None]) -> None:
+        self._sent, self._came, self._broken = sent, came, broken
         self._rest = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -131,6 +131,10 @@ class _Listening(asyncio.Protocol):
         for line in whole:
             if line.startswith(b"id: "):
                 self._came(int(line[4:]), now)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if not self._broken.done():
+            self._broken.set_exception(RuntimeError("A stream was refused, or has ended."))
 
 
 async def _repeat(asked: dict[str, Any]) -> dict[str, Any]:
@@ -160,6 +164,7 @@ async def _listen(asked: dict[str, Any]) -> None:
     loop = asyncio.get_running_loop()
     sent, streams = base64.b64decode(asked["request"]), asked["streams"]
     arrivals: dict[int, list[float]] = {}
+    broken: asyncio.Future[None] = loop.create_future()
 
     def came(sequence: int, at: float) -> None:
         seen = arrivals.setdefault(sequence, [])
@@ -170,11 +175,11 @@ async def _listen(asked: dict[str, Any]) -> None:
     for start in range(0, streams, 50):  # no more at once than the listen queue takes
         await asyncio.gather(
             *(
-                loop.create_connection(lambda: _Listening(sent, came), "127.0.0.1", asked["port"])
+                loop.create_connection(lambda: _Listening(sent, came, broken), "127.0.0.1", asked["port"])
                 for _ in range(min(50, streams - start))
             )
         )
-    await asyncio.Event().wait()
+    await broken
 
 
 def main() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import uuid
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -350,10 +351,7 @@ class JobStore:
         return _job_of(job_id, row, tallies) if b"spec" in row else None
 
     async def _rows(self, job_id: JobId) -> tuple[dict[bytes, bytes], _Tallies]:
-        pipe = self._redis.pipeline(transaction=False)
-        pipe.hgetall(keys.job(job_id))
-        pipe.hgetall(keys.pass_row(job_id, TEACHER))
-        row, teacher = await ask(pipe.execute())
+        row, teacher = await self._hashes(keys.job(job_id), keys.pass_row(job_id, TEACHER))
         tallies = _Tallies([teacher])
         spec = row.get(b"spec", b"")
         # Nearly no job has these, and what has not is spared the second round trip.  Words of the customer's may look
@@ -363,12 +361,17 @@ class JobStore:
                 samples = range(1, _decoders["spec"].decode(spec).teacher.samples)
             except msgspec.MsgspecError:
                 return row, tallies  # whoever may see the job is told when its row is read
-            pipe.hgetall(keys.pass_row(job_id, RATING))
-            for sample in samples:
-                pipe.hgetall(keys.pass_row(job_id, f"{TEACHER}-{sample}"))
-            rating, *others = await ask(pipe.execute())
+            passes = (RATING, *(f"{TEACHER}-{sample}" for sample in samples))
+            rating, *others = await self._hashes(*(keys.pass_row(job_id, name) for name in passes))
             tallies = _Tallies([teacher, *others], rating)
         return row, tallies
+
+    async def _hashes(self, *names: str) -> list[dict[bytes, bytes]]:
+        """Whole hashes, asked for with what others ask: a thousand who come at once need no connection each."""
+        found: list[dict[bytes, bytes]] = await ask(
+            asyncio.gather(*(self._together.ask("HGETALL", name) for name in names))
+        )
+        return found
 
     async def count_active(self, tenant: TenantId) -> int:
         """Jobs queued or running."""

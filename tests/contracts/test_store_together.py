@@ -6,6 +6,7 @@ import asyncio
 
 import pytest
 import redis.asyncio as redis
+from builders import a_job, accepted, prompts
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError, ResponseError
@@ -105,3 +106,16 @@ async def test_a_store_that_closes_leaves_no_connection_although_who_asked_last_
     await store.close()
     await asyncio.sleep(0.05)
     assert len(await valkey_client.client_list()) == before
+
+
+async def test_jobs_read_by_many_at_once_take_no_connection_for_each(
+    valkey: embedded.Embedded, valkey_client: redis.Redis
+):
+    store = Store.at(valkey.url, patient=False)
+    job = await accepted(store, a_job(), prompts(1))
+
+    found = await asyncio.gather(*(store.jobs.get(job.tenant, job.id) for _ in range(300)))
+
+    assert found == [found[0]] * 300
+    assert int((await store._redis.info("clients"))["connected_clients"]) < 20
+    await store.close()
