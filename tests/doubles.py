@@ -85,7 +85,23 @@ class ScriptedTeacher:
         pass
 
 
-class ScriptedTrainer:
+class _Scripted:
+    """Notes each call, and fails it before it is done (`faults["submit"]`) or after (`faults["submit!"]`), once."""
+
+    faults: dict[str, BaseException]
+    calls: list[str]
+
+    @contextlib.contextmanager
+    def _call(self, name: str) -> Any:
+        self.calls.append(name)
+        if (error := self.faults.pop(name, None)) is not None:
+            raise error
+        yield
+        if (error := self.faults.pop(name + "!", None)) is not None:
+            raise error
+
+
+class ScriptedTrainer(_Scripted):
     """A fine-tuning provider that remembers.  faults: raised once each, by the name of the call it interrupts; a name
     ending in `!` interrupts after the work was done, as when the answer was lost."""
 
@@ -114,15 +130,6 @@ class ScriptedTrainer:
         self.training_events: list[TrainingEvent] = []  # of every job
         self.kept_checkpoints: list[Checkpoint] = []
         self.results: dict[str, bytes] = {}  # result files of every job
-
-    @contextlib.contextmanager
-    def _call(self, name: str) -> Any:
-        self.calls.append(name)
-        if (error := self.faults.pop(name, None)) is not None:
-            raise error
-        yield
-        if (error := self.faults.pop(name + "!", None)) is not None:
-            raise error
 
     async def find_files(self, prefix: str, *, not_before: int) -> list[str]:
         with self._call("find_files"):
@@ -239,7 +246,7 @@ class ScriptedTrainer:
         pass
 
 
-class ScriptedBatcher:
+class ScriptedBatcher(_Scripted):
     """A provider that answers a batch when it is polled.
 
     lines_of: from (custom_id, attempt) to what becomes of it: an answer's text, a status code, or None for expired.
@@ -263,27 +270,18 @@ class ScriptedBatcher:
         self.files_gone: set[str] = set()
         self.refusals: list[list[BatchFault]] = []  # validation faults of the next batches, one list each
 
-    @contextlib.contextmanager
-    def call(self, name: str) -> Any:
-        self.calls.append(name)
-        if (error := self.faults.pop(name, None)) is not None:
-            raise error
-        yield
-        if (error := self.faults.pop(name + "!", None)) is not None:
-            raise error
-
     async def find_file(self, filename: str) -> str | None:
-        with self.call("find_file"):
+        with self._call("find_file"):
             return self.names.get(filename)
 
     async def upload(self, path: Path, filename: str) -> str:
-        with self.call("upload"):
+        with self._call("upload"):
             self.names[filename] = f"file-{len(self.files)}"
             self.files[f"file-{len(self.files)}"] = path.read_bytes()
         return self.names[filename]
 
     async def submit(self, input_file: str, metadata: dict[str, str]) -> Batch:
-        with self.call("submit"):
+        with self._call("submit"):
             batch = Batch(f"batch-{len(self.batches)}", "validating", "waiting", 2_000_000_000, input_file, metadata)
             self.batches.append(batch)
             lines = self.files[input_file].splitlines()
@@ -291,14 +289,14 @@ class ScriptedBatcher:
         return batch
 
     async def find(self, metadata: dict[str, str], input_file: str, *, not_before: int) -> list[Batch]:
-        with self.call("find"):
+        with self._call("find"):
             if self.visible_after > 0:
                 self.visible_after -= 1
                 return []
             return [self._now(batch) for batch in self.batches if batch.metadata == metadata]
 
     async def poll(self, batch_id: str) -> Batch | None:
-        with self.call("poll"):
+        with self._call("poll"):
             return None if self.statuses.get(batch_id) == "deleted" else self._now(self._batch(batch_id))
 
     def _batch(self, batch_id: str) -> Batch:
@@ -322,7 +320,7 @@ class ScriptedBatcher:
         )
 
     async def cancel(self, batch_id: str) -> None:
-        with self.call("cancel"):
+        with self._call("cancel"):
             if self._now(self._batch(batch_id)).state in {"waiting", "running"}:
                 self.cancelled.append(batch_id)
 
@@ -331,7 +329,7 @@ class ScriptedBatcher:
         return [(id_, self.lines_of(id_, attempt[id_])) for id_ in reversed(self.asked[number])]
 
     async def lines(self, file_id: str) -> AsyncIterator[bytes]:
-        with self.call("lines"):
+        with self._call("lines"):
             if file_id in self.files_gone:
                 raise ProviderModelMissing("It is gone.", status=404)
             kind, _, number = file_id.partition("-")

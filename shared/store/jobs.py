@@ -1,49 +1,36 @@
-"""Job rows: acceptance, lease, changes, lists, events.  Rows are the truth; see keys.py for where they lie."""
+"""Jobs: acceptance, lease, changes, lists, events.  Rows are the truth; see job_rows.py for how they read, keys.py for
+where they lie."""
 
 from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, TypeVar, cast
+from typing import Any, Final, cast
 
 import msgspec
 import redis.asyncio as redis
-import structlog
 
-from shared.errors import IdempotencyInProgress, JobDeleted, NewerVersion, NotFound, TooMany
+from shared.errors import IdempotencyInProgress, JobDeleted, NotFound, TooMany
 from shared.ids import JobId, TenantId, first_job_id
-from shared.lifecycle import TERMINAL, JobStatus, PausedReason, Stage, sources
+from shared.lifecycle import TERMINAL, JobStatus, sources
 from shared.models import (
-    STUDENTS_MAX,
-    Advice,
-    BatchRun,
-    Counters,
     Event,
     FineTune,
-    Import,
     Job,
-    JobError,
-    JobSpec,
     JsonObject,
-    Manifest,
-    Money,
-    PromptDefaults,
-    StudentEndpoint,
-    Usage,
 )
 from shared.store import keys
 from shared.store.connection import Scripts, ask
 from shared.store.deliveries import entry
 from shared.store.idempotency import KEPT_SECONDS, Once
+from shared.store.job_rows import Tallies, events_of, job_of, known_status, reading, row_fields, spec_of
 from shared.store.spending import DayLimit
 from shared.store.together import Together
 from shared.webhook_records import Delivery
 
-T = TypeVar("T")
-_log: Final = structlog.get_logger()
+_encode: Final = msgspec.json.encode
 _IDS_AT_ONCE: Final = 200  # read from one index to be looked for in others
 TEACHER: Final = "teacher"  # name of the pass in which the teacher answers; further samples: teacher-1, teacher-2, …
 RATING: Final = "rating"  # name of the pass in which a judge rates these answers
@@ -103,30 +90,6 @@ class Refused:
     too_many: bool = False
 
 
-_JSON_FIELDS: Final[Mapping[str, Any]] = {
-    "spec": JobSpec,
-    "fine_tunes": list[FineTune],
-    "batches": list[BatchRun],
-    "manifest": Manifest,
-    "warnings": list[Advice],
-    "error": JobError,
-    "failing": JobError,
-    "prompt_defaults": PromptDefaults,
-    "imported": Import,
-    **{f"endpoint_{number}": StudentEndpoint for number in range(STUDENTS_MAX)},
-}
-_encode: Final = msgspec.json.encode
-_decoders: Final = {name: msgspec.json.Decoder(kind) for name, kind in _JSON_FIELDS.items()}
-
-
-def row_fields(values: Mapping[str, Any]) -> dict[str, str]:
-    """Values as the hash keeps them: JSON where they have structure, text else, empty for None."""
-    return {
-        name: "" if value is None else _encode(value).decode() if name in _JSON_FIELDS else str(value)
-        for name, value in values.items()
-    }
-
-
 def _sources(job: Job, change: Change, lease: Lease | None) -> list[JobStatus] | None:
     """Where the job must stand for this change; None: anywhere.
 
@@ -148,109 +111,6 @@ def _trained(job: Job, tunes: Sequence[FineTune]) -> list[JsonObject]:
         for student, tune in zip(job.spec.students, tunes, strict=False)
         if tune.fine_tuned_model is not None
     ]
-
-
-@dataclass(frozen=True)
-class _Tallies:
-    """Rows of the passes that a job is shown by.  teacher: one per sample."""
-
-    teacher: Sequence[Mapping[bytes, bytes]]
-    rating: Mapping[bytes, bytes] = field(default_factory=dict)
-
-
-@contextmanager
-def _reading(job_id: JobId) -> Iterator[None]:
-    """Raises NewerVersion where the block meets values that this version does not know."""
-    try:
-        yield
-    except (ValueError, msgspec.MsgspecError) as error:
-        _log.error(
-            "job_not_readable", job_id=job_id, error=type(error).__name__, place=str(error).rpartition(" at ")[2]
-        )
-        raise NewerVersion(f"The job {job_id} was written by a newer version of the service than this one.") from None
-
-
-def _job_of(job_id: JobId, row: Mapping[bytes, bytes], tallies: _Tallies) -> Job:
-    with _reading(job_id):
-        return _parsed(job_id, row, tallies)
-
-
-def _parsed(job_id: JobId, row: Mapping[bytes, bytes], tallies: _Tallies) -> Job:
-    def text(name: str) -> str | None:
-        value = row.get(name.encode(), b"")
-        return value.decode() or None
-
-    def number(name: str) -> int | None:
-        value = text(name)
-        return None if value is None else int(value)
-
-    def parsed(name: str, default: T) -> T:
-        value = row.get(name.encode(), b"")
-        return cast("T", _decoders[name].decode(value)) if value else default
-
-    def tally(name: str) -> int:
-        return sum(int(sample.get(name.encode(), b"0")) for sample in tallies.teacher)
-
-    stage, paused = text("stage"), text("paused_reason")
-    batches: list[BatchRun] = parsed("batches", [])
-    return Job(
-        id=job_id,
-        tenant=TenantId(text("tenant") or ""),
-        spec=_decoders["spec"].decode(row[b"spec"]),
-        status=JobStatus(text("status") or ""),
-        version=number("version") or 0,
-        created_at_ms=number("created_at_ms") or 0,
-        stage=Stage(stage) if stage else None,
-        started_at_ms=number("started_at_ms"),
-        finished_at_ms=number("finished_at_ms"),
-        deadline_at_ms=number("deadline_at_ms"),
-        expires_at_ms=number("expires_at_ms"),
-        paused_reason=PausedReason(paused) if paused else None,
-        counters=Counters(
-            prompts_total=number("prompts_total") or 0,
-            settled=tally("settled"),
-            accepted=tally("accepted"),
-            rejected=tally("rejected"),
-            failed=tally("failed"),
-            reused=tally("reused"),
-            possibly_billed=number("possibly_billed") or 0,
-            unpriced_calls=number("unpriced_calls") or 0,
-        ),
-        money=Money(
-            estimated_low_nano=number("estimated_low_nano"),
-            estimated_high_nano=number("estimated_high_nano"),
-            spent_nano=number("spent_nano") or 0,
-            reserved_nano=number("reserved_nano") or 0,
-            unconfirmed_nano=number("unconfirmed_nano") or 0,
-            generating_nano=tally("spent_nano") + sum(run.others_nano for run in batches),
-            curating_nano=int(tallies.rating.get(b"spent_nano", b"0")),
-            told_share=number("told_share") or 0,
-            needs_nano=number("needs_nano") or 0,
-            limit_nano=number("limit_nano"),
-        ),
-        fine_tunes=parsed("fine_tunes", []),
-        batches=batches,
-        manifest=parsed("manifest", None),
-        warnings=parsed("warnings", []),
-        error=parsed("error", None),
-        failing=parsed("failing", None),
-        has_results=text("has_results") == "1",
-        retry_of=JobId(retry_of) if (retry_of := text("retry_of")) else None,
-        stage_attempts=number("stage_attempts") or 0,
-        usage=Usage(**{name: number(name) or 0 for name in Usage.__struct_fields__}),
-        chunk_size=number("chunk_size") or 100,
-        prompt_defaults=parsed("prompt_defaults", None),
-        imported=parsed("imported", None),
-        endpoints={
-            number: _decoders[f"endpoint_{number}"].decode(value)
-            for number in range(STUDENTS_MAX)
-            if (value := row.get(b"endpoint_%d" % number))
-        },
-    )
-
-
-def _known_status(name: str) -> JobStatus | None:
-    return JobStatus(name) if name in {*JobStatus} else None
 
 
 def too_many_active(most: int) -> TooMany:
@@ -343,27 +203,27 @@ class JobStore:
             raise NotFound("There is no such job.")
         if b"deleted_at_ms" in row:
             raise JobDeleted("The job was deleted, by request or because its retention ended.")
-        return _job_of(job_id, row, tallies)
+        return job_of(job_id, row, tallies)
 
     async def load(self, job_id: JobId) -> Job | None:
         """Any job that is not purged, for workers."""
         row, tallies = await self._rows(job_id)
-        return _job_of(job_id, row, tallies) if b"spec" in row else None
+        return job_of(job_id, row, tallies) if b"spec" in row else None
 
-    async def _rows(self, job_id: JobId) -> tuple[dict[bytes, bytes], _Tallies]:
+    async def _rows(self, job_id: JobId) -> tuple[dict[bytes, bytes], Tallies]:
         row, teacher = await self._hashes(keys.job(job_id), keys.pass_row(job_id, TEACHER))
-        tallies = _Tallies([teacher])
+        tallies = Tallies([teacher])
         spec = row.get(b"spec", b"")
         # Nearly no job has these, and what has not is spared the second round trip.  Words of the customer's may look
         # like it, which does no harm.
         if b'"samples":' in spec or b'"score_model"' in spec:
             try:
-                samples = range(1, _decoders["spec"].decode(spec).teacher.samples)
+                samples = range(1, spec_of(spec).teacher.samples)
             except msgspec.MsgspecError:
                 return row, tallies  # whoever may see the job is told when its row is read
             passes = (RATING, *(f"{TEACHER}-{sample}" for sample in samples))
             rating, *others = await self._hashes(*(keys.pass_row(job_id, name) for name in passes))
-            tallies = _Tallies([teacher, *others], rating)
+            tallies = Tallies([teacher, *others], rating)
         return row, tallies
 
     async def _hashes(self, *names: str) -> list[dict[bytes, bytes]]:
@@ -396,7 +256,7 @@ class JobStore:
             pipe.hmget(keys.job(job_id), ["version", "status", "sequence", "deleted_at_ms"])
         rows = await ask(pipe.execute())
         return [
-            Glance(int(row[0]), _known_status(row[1].decode()), int(row[2])) if row[1] and not row[3] else None
+            Glance(int(row[0]), known_status(row[1].decode()), int(row[2])) if row[1] and not row[3] else None
             for row in rows
         ]
 
@@ -530,31 +390,21 @@ class JobStore:
             return int(detail)
         if code == -2:
             raise NotFound("There is no such job.")
-        with _reading(job.id):
+        with reading(job.id):
             status = JobStatus(detail.decode())
         return Refused(status, stale=code == -1, spent_out=code == -3, too_many=code == -4)
 
     async def events(self, job_id: JobId, *, after: int, limit: int) -> list[Event]:
         """Events with a sequence greater than `after`, oldest first."""
         entries = await ask(self._redis.xrange(keys.events(job_id), min=f"({after}-0", count=limit))
-        return _events_of(job_id, entries)
+        return events_of(job_id, entries)
 
     async def events_before(self, job_id: JobId, *, before: int | None, limit: int) -> list[Event]:
         """Events with a sequence smaller than `before` (None: all), newest first."""
         newest = "+" if before is None else f"({before}-0"
         entries = await ask(self._redis.xrevrange(keys.events(job_id), max=newest, count=limit))
-        return _events_of(job_id, entries)
+        return events_of(job_id, entries)
 
     async def results(self, job_id: JobId) -> JsonObject | None:
         text = await ask(self._redis.get(keys.results(job_id)))
         return None if text is None else cast("JsonObject", msgspec.json.decode(text))
-
-
-def _events_of(job_id: JobId, entries: Iterable[tuple[bytes, Mapping[bytes, bytes]]]) -> list[Event]:
-    with _reading(job_id):
-        return [_event_of(entry_id, fields) for entry_id, fields in entries]
-
-
-def _event_of(entry_id: bytes, fields: Mapping[bytes, bytes]) -> Event:
-    event = msgspec.json.decode(fields[b"e"], type=Event)
-    return msgspec.structs.replace(event, sequence=int(entry_id.partition(b"-")[0]))
