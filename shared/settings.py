@@ -13,7 +13,17 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from shared.settings_files import read_tables, read_text
 from shared.settings_sources import ENV_PREFIX, ProviderTables, SecretFiles
-from shared.settings_types import Cidr, HeaderText, HttpUrl, PriceFile, RedisUrl, SigningSecret, not_shorter_than
+from shared.settings_types import (
+    HeaderText,
+    HttpUrl,
+    Names,
+    Networks,
+    Ports,
+    PriceFile,
+    RedisUrl,
+    SigningSecret,
+    not_shorter_than,
+)
 
 TrainingState = Literal["waiting", "running", "paused", "succeeded", "failed", "cancelled"]
 #: What we say ourselves, in every request or of every fine-tuning job.
@@ -56,7 +66,7 @@ class ProviderSettings(BaseModel):
     answer_max_bytes: int = Field(8_000_000, ge=10_000, description="a longer answer is refused, not read")
     upload_max_bytes: int = Field(512_000_000, ge=1_000, description="a larger training file goes up in parts")
     upload_part_bytes: int = Field(64_000_000, ge=1_000, le=64 * 1024**2, description="of each part but the last")
-    hyperparameters: tuple[str, ...] = Field(
+    hyperparameters: Names = Field(
         (), description="those it takes besides n_epochs, batch_size, learning_rate_multiplier"
     )
     statuses: dict[str, TrainingState] = Field({}, description="its own words for the state of a fine-tuning job")
@@ -97,7 +107,7 @@ class TenantSettings(BaseModel):
     daily_spend_max_usd: Decimal | None = Field(
         None, ge=0, le=1_000_000, decimal_places=9, description="as the setting of this name; null: that applies"
     )
-    providers: tuple[str, ...] | None = Field(None, description="providers its jobs may name; null: all")
+    providers: Names | None = Field(None, description="providers its jobs may name; null: all")
     active_jobs_max: int | None = Field(None, ge=0, description="as the setting of this name; null: that applies")
     requests_per_minute: int | None = Field(None, ge=0, description="as the setting of this name; null: that applies")
 
@@ -209,10 +219,8 @@ class Settings(BaseSettings):
 
     webhook_timeout_seconds: float = Field(15.0, gt=0, le=60, description="one delivery attempt")
     webhook_allow_http: bool = Field(False, description="also deliver to http:// addresses")
-    webhook_allow_networks: tuple[Cidr, ...] = Field(
-        (), description="private networks that deliveries may reach, as CIDRs"
-    )
-    webhook_ports: tuple[int, ...] = Field((80, 443), description="ports deliveries may use; empty: any")
+    webhook_allow_networks: Networks = Field((), description="private networks that deliveries may reach, as CIDRs")
+    webhook_ports: Ports = Field((80, 443), description="ports deliveries may use; []: any")
 
     cleanup_patience_seconds: float = Field(
         604_800.0, ge=0, description="how long a provider that will not delete what a deleted job left is asked again"

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import base64
+import json
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Annotated, Any, Final
 from urllib.parse import parse_qs, parse_qsl, urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, SecretStr
+from pydantic_settings import NoDecode
 from redis.connection import parse_url
 
 from shared.price_file import read_prices
@@ -20,6 +22,7 @@ _STORE_OPTIONS: Final = {  # what both redis-py and Celery's transport understan
 }
 _CERT_REQS: Final = ("required", "optional", "none")
 _SIGNING_KEY_BYTES_MIN: Final = 16
+_PORT_MAX: Final = 65_535
 
 
 def _redis_url(url: str) -> str:
@@ -67,12 +70,44 @@ def _http_url(url: str) -> str:
     return url
 
 
+def _listed(*example: int | str) -> BeforeValidator:
+    """A list in one text, wherever it comes from: with commas, or as JSON.  example: two items, for the sentence.
+
+    An empty text is no list: it is what a variable that is not set leaves, and of ports the empty list means any."""
+    how = f"must be a list such as {','.join(map(str, example))} or {json.dumps(example)}; [] is the empty one"
+
+    def read(value: Any) -> Any:
+        items = _items(value) if isinstance(value, str) else value
+        if not isinstance(items, list | tuple) or "" in items:
+            raise ValueError(how)
+        return items
+
+    return BeforeValidator(read)
+
+
+def _items(text: str) -> Any:
+    """None of what looks like JSON and is none."""
+    if not text.lstrip().startswith(("[", "{", '"')):
+        return [item.strip() for item in text.split(",")]
+    try:
+        return json.loads(text)
+    except ValueError:
+        return None
+
+
+def _port(value: Any) -> int:
+    text = str(value)
+    if not (text.isascii() and text.isdecimal() and len(text) <= len(str(_PORT_MAX)) and 1 <= int(text) <= _PORT_MAX):
+        raise ValueError(f"must be a port from 1 to {_PORT_MAX}, with a comma between two")
+    return int(text)
+
+
 def _network(value: Any) -> Any:
     """Said once, and not once for each kind of network that it might have been."""
     try:
         return ip_network(value)
     except ValueError:
-        raise ValueError("must be a network as CIDR, such as 10.0.0.0/8") from None
+        raise ValueError("must be a network as CIDR, such as 10.0.0.0/8, with a comma between two") from None
 
 
 def _header_text(secret: SecretStr) -> SecretStr:
@@ -113,7 +148,13 @@ def not_shorter_than(characters: int) -> AfterValidator:
 
 RedisUrl = Annotated[str, AfterValidator(_redis_url)]
 HttpUrl = Annotated[str, AfterValidator(_http_url)]
-Cidr = Annotated[IPv4Network | IPv6Network, BeforeValidator(_network)]
+Ports = Annotated[tuple[Annotated[int, BeforeValidator(_port)], ...], NoDecode, _listed(80, 443)]
+Networks = Annotated[
+    tuple[Annotated[IPv4Network | IPv6Network, BeforeValidator(_network)], ...],
+    NoDecode,
+    _listed("10.0.0.0/8", "192.168.0.0/16"),
+]
+Names = Annotated[tuple[str, ...], NoDecode, _listed("one", "another")]
 HeaderText = Annotated[SecretStr, AfterValidator(_header_text)]
 SigningSecret = Annotated[SecretStr, AfterValidator(_signing_secret)]
 PriceFile = Annotated[Path, AfterValidator(_price_file)]

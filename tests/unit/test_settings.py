@@ -7,7 +7,9 @@ import re
 import socket
 import subprocess
 import sys
+from ipaddress import ip_network
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
@@ -114,9 +116,22 @@ def test_a_wrong_price_file_is_told_before_anything_is_started(
     assert "DISTILL_PRICES_FILE: prices.toml" in doctor.read_settings(tmp_path, None)[1]
 
 
+PORT = "must be a port from 1 to 65535, with a comma between two"
+PORTS = "must be a list such as 80,443 or [80, 443]; [] is the empty one"
+NAMES = 'must be a list such as one,another or ["one", "another"]; [] is the empty one'
 WRONG = [
     ({"DISTILL_PROVIDERS": "notjson"}, "DISTILL_PROVIDERS must be JSON"),
-    ({"DISTILL_WEBHOOK_PORTS": "abc"}, "DISTILL_WEBHOOK_PORTS must be JSON"),
+    ({"DISTILL_WEBHOOK_PORTS": "abc"}, f"DISTILL_WEBHOOK_PORTS[0]: {PORT}"),
+    ({"DISTILL_WEBHOOK_PORTS": "80 443"}, f"DISTILL_WEBHOOK_PORTS[0]: {PORT}"),
+    ({"DISTILL_WEBHOOK_PORTS": "80,65536"}, f"DISTILL_WEBHOOK_PORTS[1]: {PORT}"),
+    ({"DISTILL_WEBHOOK_PORTS": "[0, true]"}, f"DISTILL_WEBHOOK_PORTS[0]: {PORT}; DISTILL_WEBHOOK_PORTS[1]: {PORT}"),
+    *[({"DISTILL_WEBHOOK_PORTS": text}, f"DISTILL_WEBHOOK_PORTS: {PORTS}") for text in ("", "80,", "[80", '{"80": 1}')],
+    (
+        {"DISTILL_PROVIDERS__LAB__BASE_URL": "http://x", "DISTILL_PROVIDERS__LAB__HYPERPARAMETERS": "[lora_rank]"},
+        f"providers.lab.hyperparameters: {NAMES}",
+    ),
+    ({"DISTILL_TENANTS__ACME__PROVIDERS": ""}, f"tenants.acme.providers: {NAMES}"),
+    ({"DISTILL_TENANTS": '{"acme": {"providers": 5}}'}, f"tenants.acme.providers: {NAMES}"),
     ({"DISTILL_ADMIN_KEY_FILE": "nope"}, "DISTILL_ADMIN_KEY_FILE: nope cannot be read: No such file or directory"),
     ({"DISTILL_PROVIDERS_FILE": "nope"}, "DISTILL_PROVIDERS_FILE: nope cannot be read: No such file or directory"),
     ({"DISTILL_TENANTS_FILE": "nope"}, "DISTILL_TENANTS_FILE: nope cannot be read: No such file or directory"),
@@ -127,7 +142,7 @@ WRONG = [
     ),
     (
         {"DISTILL_WEBHOOK_ALLOW_NETWORKS": '["10.0.0.0/8", "office"]'},
-        "DISTILL_WEBHOOK_ALLOW_NETWORKS[1]: must be a network as CIDR, such as 10.0.0.0/8",
+        "DISTILL_WEBHOOK_ALLOW_NETWORKS[1]: must be a network as CIDR, such as 10.0.0.0/8, with a comma between two",
     ),
     (
         {"DISTILL_PROVIDERS__LAB__BASE_URL": "ftp://x"},
@@ -275,6 +290,49 @@ def test_a_setting_that_cannot_be_used_is_named_in_one_sentence(
         load_settings()
     assert str(refused.value) == sentence
     assert doctor.read_settings(tmp_path, None) == (None, sentence)
+
+
+@pytest.mark.parametrize("source", ["environment", "file", ".env"])
+@pytest.mark.parametrize(
+    ("setting", "text", "items"),
+    [
+        ("WEBHOOK_PORTS", "443", [443]),
+        ("WEBHOOK_PORTS", "80, 443", [80, 443]),
+        ("WEBHOOK_PORTS", "[80, 443]", [80, 443]),
+        ("WEBHOOK_PORTS", "[]", []),
+        ("WEBHOOK_ALLOW_NETWORKS", "10.0.0.0/8", [ip_network("10.0.0.0/8")]),
+        ("WEBHOOK_ALLOW_NETWORKS", "10.0.0.0/8,fd00::/8", [ip_network("10.0.0.0/8"), ip_network("fd00::/8")]),
+        ("WEBHOOK_ALLOW_NETWORKS", '["10.0.0.0/8"]', [ip_network("10.0.0.0/8")]),
+    ],
+)
+def test_a_list_is_one_item_or_several_with_commas_or_json(
+    setting: str, text: str, items: list[Any], source: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if source == "environment":
+        monkeypatch.setenv(f"DISTILL_{setting}", text)
+    elif source == "file":
+        Path("list").write_text(f"{text}\n", encoding="utf-8")
+        monkeypatch.setenv(f"DISTILL_{setting}_FILE", "list")
+    else:
+        Path(".env").write_text(f"DISTILL_{setting}={text}\n", encoding="utf-8")
+    assert list(getattr(load_settings(), setting.lower())) == items
+
+
+@pytest.mark.parametrize("text", ["one", "one,two", '["one", "two"]', "[]"])
+def test_a_list_in_a_table_is_written_in_the_same_ways(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("one", "two"):
+        monkeypatch.setenv(f"DISTILL_PROVIDERS__{name}__BASE_URL", "http://x/v1")
+    monkeypatch.setenv("DISTILL_PROVIDERS__ONE__HYPERPARAMETERS", text)
+    monkeypatch.setenv("DISTILL_TENANTS__ACME__PROVIDERS", text)
+    settings = load_settings()
+
+    names = tuple(re.findall("[a-z]+", text))
+    assert settings.providers["one"].hyperparameters == settings.tenants["acme"].providers == names
+
+
+def test_null_in_the_environment_is_no_list_of_a_tenants_providers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DISTILL_TENANTS__ACME__PROVIDERS", "null")
+    assert load_settings().tenants["acme"].providers is None
 
 
 def test_white_space_around_the_admin_key_is_no_part_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
