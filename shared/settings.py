@@ -5,14 +5,14 @@ from __future__ import annotations
 from datetime import date
 from decimal import Decimal
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, Self
+from typing import Annotated, Any, Final, Literal
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from shared.settings_files import read_tables, read_text
-from shared.settings_sources import ENV_PREFIX, ProviderTables, SecretFiles
+from shared.settings_files import read_text
+from shared.settings_sources import ENV_PREFIX, DotEnv, Environment, SecretFiles, Tables, Unread
 from shared.settings_types import (
     HeaderText,
     HttpUrl,
@@ -22,6 +22,9 @@ from shared.settings_types import (
     PriceFile,
     RedisUrl,
     SigningSecret,
+    Table,
+    TablesFile,
+    named,
     not_shorter_than,
 )
 
@@ -42,7 +45,7 @@ class ProviderSettings(BaseModel):
     base_url: HttpUrl = Field(description="root of its API, ending in /v1 or the like")
     api_key: HeaderText | None = Field(None, description="sent as Bearer token")
     api_key_file: Path | None = Field(None, description="file that holds the key; read at start")
-    headers: dict[str, SecretStr] = Field({}, description="sent with every request beside the key")
+    headers: Table[SecretStr] = Field({}, description="sent with every request beside the key")
     webhook_secret: SigningSecret | None = Field(
         None, description="verifies the events it sends to /v1/provider_events/<name>: whsec_…"
     )
@@ -69,11 +72,11 @@ class ProviderSettings(BaseModel):
     hyperparameters: Names = Field(
         (), description="those it takes besides n_epochs, batch_size, learning_rate_multiplier"
     )
-    statuses: dict[str, TrainingState] = Field({}, description="its own words for the state of a fine-tuning job")
+    statuses: Table[TrainingState] = Field({}, description="its own words for the state of a fine-tuning job")
     tuned_model: Literal["ready", "checkpoint", "deployment"] = Field(
         "ready", description="what answers after training: its model, its last checkpoint, or what its owner deploys"
     )
-    training_extra: dict[str, Any] = Field({}, description="added to the body that creates a fine-tuning job")
+    training_extra: Table[Any] = Field({}, description="added to the body that creates a fine-tuning job")
     client: Literal["lean", "sdk"] = Field("lean", description="what sends completions: pyreqwest or the openai SDK")
 
     @model_validator(mode="before")
@@ -148,8 +151,8 @@ class Settings(BaseSettings):
         validation_alias="OPENAI_WEBHOOK_SECRET",
         description="verifies what OpenAI sends to /v1/provider_events/openai",
     )
-    providers: dict[str, ProviderSettings] = Field({}, description="further providers by name, as JSON or nested names")
-    providers_file: Path | None = Field(None, description="TOML file with one table per provider")
+    providers: Table[ProviderSettings] = Field({}, description="further providers by name, as JSON or nested names")
+    providers_file: TablesFile | None = Field(None, description="TOML file with one table per provider")
     prices_file: PriceFile | None = Field(
         None, description="TOML file with the operator's own prices per million tokens"
     )
@@ -157,8 +160,8 @@ class Settings(BaseSettings):
     daily_spend_max_usd: Decimal | None = Field(
         None, ge=0, le=1_000_000, decimal_places=9, description="a tenant's jobs spend at most this a day (UTC)"
     )
-    tenants: dict[str, TenantSettings] = Field({}, description="what differs for some tenants, by name")
-    tenants_file: Path | None = Field(None, description="TOML file with one table per such tenant")
+    tenants: Table[TenantSettings] = Field({}, description="what differs for some tenants, by name")
+    tenants_file: TablesFile | None = Field(None, description="TOML file with one table per such tenant")
 
     api_host: str = Field("127.0.0.1", description="address the API listens on")
     api_port: int = Field(8600, ge=0, le=65535, description="port the API listens on")
@@ -204,7 +207,9 @@ class Settings(BaseSettings):
     smoke_completions: int = Field(8, ge=0, le=100, description="tried before the rest is bought; 0: no trial")
 
     poll_min_seconds: float = Field(1.0, gt=0, description="shortest wait between two looks at a fine-tune or batch")
-    poll_max_seconds: float = Field(30.0, gt=0, description="longest wait between two looks at a fine-tune or batch")
+    poll_max_seconds: float = Field(
+        30.0, gt=0, validate_default=True, description="longest wait between two looks at a fine-tune or batch"
+    )
     poll_list_from: int = Field(
         3, ge=1, description="as many due fine-tunes of one provider are read by list pages, fewer one by one"
     )
@@ -239,29 +244,49 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        secrets = SecretFiles(settings_cls)
-        return init_settings, env_settings, secrets, dotenv_settings, ProviderTables(settings_cls)
+        environment, secrets = Environment(settings_cls), SecretFiles(settings_cls)
+        dotenv = DotEnv.instead_of(dotenv_settings)
+        return init_settings, environment, secrets, dotenv, Tables(settings_cls)
 
-    @model_validator(mode="after")
-    def _tenants_complete(self) -> Self:
-        """As with providers, later sources win over the file."""
-        if self.tenants_file is not None:
-            tables = read_tables(self.tenants_file, "DISTILL_TENANTS_FILE")
-            read = {name: TenantSettings.model_validate(table) for name, table in tables.items()}
-            object.__setattr__(self, "tenants", read | self.tenants)
-        return self
+    @field_validator("*", mode="before")
+    @classmethod
+    def _was_read(cls, value: Any) -> Any:
+        if isinstance(value, Unread):
+            raise named(value.why)
+        return value
 
-    @model_validator(mode="after")
-    def _agreeing(self) -> Self:
-        if self.poll_min_seconds > self.poll_max_seconds:
-            raise ValueError("DISTILL_POLL_MIN_SECONDS must not be above DISTILL_POLL_MAX_SECONDS")
-        if self.metrics_port is not None and self.metrics_port == self.api_port:
-            raise ValueError("DISTILL_METRICS_PORT must be another than DISTILL_API_PORT")
-        for name, tenant in self.tenants.items():
-            if unknown := sorted(set(tenant.providers or ()) - set(self.providers)):
-                known = ", ".join(sorted(self.providers)) or "none"
-                raise ValueError(f"tenants.{name}.providers names {', '.join(unknown)}; configured: {known}")
-        return self
+    # Whether settings agree is asked of the last of them, so that it is told beside whatever else is wrong.
+
+    @field_validator("poll_max_seconds")
+    @classmethod
+    def _not_below_the_shortest(cls, longest: float, info: ValidationInfo) -> float:
+        if info.data.get("poll_min_seconds", longest) > longest:
+            raise named("DISTILL_POLL_MIN_SECONDS must not be above DISTILL_POLL_MAX_SECONDS")
+        return longest
+
+    @field_validator("metrics_port")
+    @classmethod
+    def _not_the_apis(cls, port: int | None, info: ValidationInfo) -> int | None:
+        if port is not None and port == info.data.get("api_port"):
+            raise named("DISTILL_METRICS_PORT must be another than DISTILL_API_PORT")
+        return port
+
+    @field_validator("tenants")
+    @classmethod
+    def _of_configured_providers(
+        cls, tenants: dict[str, TenantSettings], info: ValidationInfo
+    ) -> dict[str, TenantSettings]:
+        if not {"providers", "providers_file"} <= info.data.keys():
+            return tenants  # what is configured is known once these are mended
+        configured = sorted(info.data["providers"])
+        complaints = [
+            f"tenants.{name}.providers names {', '.join(unknown)}; configured: {', '.join(configured) or 'none'}"
+            for name, tenant in tenants.items()
+            if (unknown := sorted({*(tenant.providers or ())} - {*configured}))
+        ]
+        if complaints:
+            raise named("; ".join(complaints))
+        return tenants
 
     def tenant(self, name: str) -> TenantSettings:
         """What a tenant may, with what applies to all filled in."""

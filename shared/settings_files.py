@@ -16,14 +16,12 @@ def read_text(path: Path) -> str:
         raise ValueError(f"{path} cannot be read: it is not UTF-8") from None
 
 
-def read_tables(path: Path, setting: str) -> dict[str, Any]:
-    """The tables of a TOML file by name.  setting: which names the file, for the sentence."""
+def read_tables(path: Path) -> dict[str, Any]:
+    """The tables of a TOML file by name."""
     try:
         tables = tomllib.loads(read_text(path))
     except tomllib.TOMLDecodeError as error:
-        raise ValueError(f"{setting}: {path}: {error}") from error
-    except ValueError as error:
-        raise ValueError(f"{setting}: {error}") from None
+        raise ValueError(f"{path}: {error}") from None
     if stray := [name for name, table in tables.items() if not isinstance(table, dict)]:
-        raise ValueError(f"{setting}: {path}: {', '.join(stray)} must be a table")
+        raise ValueError(f"{path}: {', '.join(stray)} must be a table")
     return tables

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import difflib
 import os
-import re
 from collections.abc import Iterator, Mapping
 from typing import Final
 
 from dotenv import dotenv_values
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 
 from shared.settings import Settings
 from shared.settings_sources import ENV_PREFIX
 
 #: Said to the CLI, and to docker compose, which reads the same `.env`.
 _NAMES_OF_OTHERS: Final = frozenset({"DISTILL_URL", "DISTILL_API_KEY", "DISTILL_PUBLISH", "DISTILL_STORE_MAXMEMORY"})
-_UNREADABLE: Final = re.compile(r'error parsing value for field "(\w+)"')  # pydantic-settings, of its own sources
 
 
 def load_settings() -> Settings:
@@ -33,18 +32,23 @@ class WrongSettings(ValueError):
 
 def wrong(error: ValueError | OSError) -> str:
     """What building `Settings` complains of, each setting by the name that its operator knows."""
-    if isinstance(error, ValidationError):
-        return "; ".join(_fault(fault["loc"], fault["msg"]) for fault in error.errors(include_input=False))
-    if unreadable := _UNREADABLE.search(str(error)):
-        return f"{_known_as(unreadable[1])} must be JSON"
-    return str(error)
+    if not isinstance(error, ValidationError):
+        return str(error)
+    faults = error.errors(include_input=False)
+    places = {fault["loc"] for fault in faults}
+    return "; ".join(_fault(fault) for fault in faults if not _may_stand_in_a_file(fault, places))
 
 
-def _fault(place: tuple[int | str, ...], said: str) -> str:
-    said = said.removeprefix("Value error, ")
-    said = said[:1].lower() + said[1:] if said.startswith(("Input", "Field", "String", "Extra")) else said
-    if not place:
+def _may_stand_in_a_file(fault: ErrorDetails, places: set[tuple[int | str, ...]]) -> bool:
+    """Whether what is missing in a table may be in the file of tables, which cannot be read and is told of."""
+    return fault["type"] == "missing" and fault["loc"][0] == "providers" and ("providers_file",) in places
+
+
+def _fault(fault: ErrorDetails) -> str:
+    place, said = fault["loc"], fault["msg"].removeprefix("Value error, ")
+    if fault["type"] == "named":
         return said
+    said = said[:1].lower() + said[1:] if said.startswith(("Input", "Field", "String", "Extra")) else said
     name, *rest = map(str, place)
     if rest and not rest[0].isdecimal():
         return f"{'.'.join((name, *rest))}: {said}"  # a table's: it may come from a file

@@ -1,20 +1,61 @@
-"""Where settings come from beside the environment and `.env`: files of secrets, and tables of providers."""
+"""Where settings come from: the environment, `.env`, files of secrets, and tables of providers and tenants.
+
+No source refuses what it reads; the settings do, so that all that is wrong is told at once."""
 
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Self, get_origin
 
 from pydantic.fields import FieldInfo
-from pydantic_settings import PydanticBaseSettingsSource
+from pydantic_settings import DotEnvSettingsSource, EnvSettingsSource, PydanticBaseSettingsSource
 
 from shared.settings_files import read_tables, read_text
+from shared.settings_types import NO_TABLE
 
 ENV_PREFIX: Final = "DISTILL_"
 _OPENAI_EXAMPLES_MIN: Final = 10  # https://developers.openai.com/api/docs/guides/supervised-fine-tuning
 _OPENAI_TRAINING_CLOSES: Final = date(2027, 1, 6)  # https://developers.openai.com/api/docs/deprecations
+
+
+@dataclass(frozen=True)
+class Unread:
+    """Stands in for what a file should have said: why it cannot be read is told beside whatever else is wrong."""
+
+    why: str
+
+
+class _MarkedTables(PydanticBaseSettingsSource):
+    """A text that is no table becomes one with a mark, which the setting refuses beside whatever else is wrong.
+
+    As a table it is merged with what other sources say of it, where a text would give way to them in silence."""
+
+    def decode_complex_value(self, field_name: str, field: FieldInfo | None, value: Any) -> Any:
+        is_table = field is not None and get_origin(field.annotation) is dict
+        try:
+            decoded = super().decode_complex_value(field_name, field, value)  # type: ignore[arg-type]  # None is passed
+        except ValueError:
+            if not is_table:
+                raise
+            decoded = value
+        return {NO_TABLE: decoded} if is_table and not isinstance(decoded, dict | None) else decoded
+
+
+class Environment(_MarkedTables, EnvSettingsSource):
+    """`DISTILL_<SETTING>`."""
+
+
+class DotEnv(_MarkedTables, DotEnvSettingsSource):
+    """The same in a file `.env`."""
+
+    @classmethod
+    def instead_of(cls, usual: PydanticBaseSettingsSource) -> Self:
+        """Reads the file that it would have read, which whoever builds the settings may have chosen."""
+        assert isinstance(usual, DotEnvSettingsSource)
+        return cls(usual.settings_cls, env_file=usual.env_file)
 
 
 class SecretFiles(PydanticBaseSettingsSource):
@@ -26,7 +67,7 @@ class SecretFiles(PydanticBaseSettingsSource):
         try:
             return (read_text(Path(path)).strip() if path else None), field_name, False
         except ValueError as error:
-            raise ValueError(f"{setting}: {error}") from None
+            return Unread(f"{setting}: {error}"), field_name, False
 
     def __call__(self) -> dict[str, Any]:
         fields = self.settings_cls.model_fields
@@ -36,9 +77,9 @@ class SecretFiles(PydanticBaseSettingsSource):
         return {name: value for name, value in found.items() if value is not None}
 
 
-class ProviderTables(PydanticBaseSettingsSource):
-    """Providers that are built in, completed field by field by the file of tables; what the environment says of them
-    completes both."""
+class Tables(PydanticBaseSettingsSource):
+    """Providers that are built in, completed field by field by the file of tables, and tenants by theirs; what the
+    environment says of either completes them in the same way."""
 
     def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
         """What the environment says."""
@@ -46,16 +87,29 @@ class ProviderTables(PydanticBaseSettingsSource):
         return said.get(field_name, said.get(str(field.validation_alias))), field_name, False
 
     def __call__(self) -> dict[str, Any]:
+        return {"providers": self._providers(), "tenants": self._in_file("tenants_file")}
+
+    def _providers(self) -> dict[str, Any]:
         told = self._told("providers") or {}
-        has_key = str(self._told("openai_api_key") or "").strip()
-        tables = {"openai": self._openai()} if has_key else {}
-        if path := self._told("providers_file"):
-            for name, table in read_tables(Path(path), "DISTILL_PROVIDERS_FILE").items():
-                tables[name] = _completed(tables.get(name, {}), table)
-        return {"providers": {name: _completed(table, told.get(name, {})) for name, table in tables.items()}}
+        key = self._value("openai_api_key")
+        tables = {"openai": self._openai()} if isinstance(key, Unread) or str(key or "").strip() else {}
+        for name, table in self._in_file("providers_file").items():
+            tables[name] = _completed(tables.get(name, {}), table)
+        return {name: _completed(table, told.get(name, {})) for name, table in tables.items()}
+
+    def _in_file(self, name: str) -> dict[str, Any]:
+        path = self._told(name)
+        try:
+            return read_tables(Path(path)) if path else {}
+        except ValueError:
+            return {}  # the setting that names the file says why
+
+    def _value(self, name: str) -> Any:
+        return self.get_field_value(self.settings_cls.model_fields[name], name)[0]
 
     def _told(self, name: str) -> Any:
-        return self.get_field_value(self.settings_cls.model_fields[name], name)[0]
+        value = self._value(name)
+        return None if isinstance(value, Unread) else value
 
     def _openai(self) -> dict[str, Any]:
         return {

@@ -6,14 +6,16 @@ import base64
 import json
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, TypeVar
 from urllib.parse import parse_qs, parse_qsl, urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, SecretStr
+from pydantic_core import PydanticCustomError
 from pydantic_settings import NoDecode
 from redis.connection import parse_url
 
 from shared.price_file import read_prices
+from shared.settings_files import read_tables
 
 _STORE_OPTIONS: Final = {  # what both redis-py and Celery's transport understand, by the address's scheme
     "redis": frozenset({"db"}),
@@ -23,6 +25,7 @@ _STORE_OPTIONS: Final = {  # what both redis-py and Celery's transport understan
 _CERT_REQS: Final = ("required", "optional", "none")
 _SIGNING_KEY_BYTES_MIN: Final = 16
 _PORT_MAX: Final = 65_535
+NO_TABLE: Final = "\0"  # the key, which no environment can hold, of what stands where a table should
 
 
 def _redis_url(url: str) -> str:
@@ -129,10 +132,27 @@ def _signing_secret(secret: SecretStr) -> SecretStr:
     return secret
 
 
+def _table(value: Any) -> Any:
+    if not isinstance(value, dict) or NO_TABLE in value:
+        raise ValueError("must be a table, which is a JSON object in the environment")
+    return value
+
+
+def _tables_file(path: Path) -> Path:
+    """Read before by the source that takes the tables out of it; here so that what is wrong in it is told."""
+    read_tables(path)
+    return path
+
+
 def _price_file(path: Path) -> Path:
     """Read once more by who counts with it; here so that what is wrong in it is told like any wrong setting."""
     read_prices(path)
     return path
+
+
+def named(sentence: str) -> PydanticCustomError:
+    """A fault whose sentence names the setting, which is another than the field, or more than one."""
+    return PydanticCustomError("named", "{sentence}", {"sentence": sentence})
 
 
 def not_shorter_than(characters: int) -> AfterValidator:
@@ -157,4 +177,7 @@ Networks = Annotated[
 Names = Annotated[tuple[str, ...], NoDecode, _listed("one", "another")]
 HeaderText = Annotated[SecretStr, AfterValidator(_header_text)]
 SigningSecret = Annotated[SecretStr, AfterValidator(_signing_secret)]
+_Value = TypeVar("_Value")
+Table = Annotated[dict[str, _Value], BeforeValidator(_table)]
+TablesFile = Annotated[Path, AfterValidator(_tables_file)]
 PriceFile = Annotated[Path, AfterValidator(_price_file)]

@@ -119,8 +119,15 @@ def test_a_wrong_price_file_is_told_before_anything_is_started(
 PORT = "must be a port from 1 to 65535, with a comma between two"
 PORTS = "must be a list such as 80,443 or [80, 443]; [] is the empty one"
 NAMES = 'must be a list such as one,another or ["one", "another"]; [] is the empty one'
+TABLE = "must be a table, which is a JSON object in the environment"
 WRONG = [
-    ({"DISTILL_PROVIDERS": "notjson"}, "DISTILL_PROVIDERS must be JSON"),
+    ({"DISTILL_PROVIDERS": "notjson"}, f"DISTILL_PROVIDERS: {TABLE}"),
+    ({"DISTILL_PROVIDERS": "x", "DISTILL_PROVIDERS__LAB__BASE_URL": "http://x"}, f"DISTILL_PROVIDERS: {TABLE}"),
+    ({"DISTILL_TENANTS": "[]"}, f"DISTILL_TENANTS: {TABLE}"),
+    (
+        {"DISTILL_PROVIDERS__LAB__BASE_URL": "http://x", "DISTILL_PROVIDERS__LAB__STATUSES": "notjson"},
+        f"providers.lab.statuses: {TABLE}",
+    ),
     ({"DISTILL_WEBHOOK_PORTS": "abc"}, f"DISTILL_WEBHOOK_PORTS[0]: {PORT}"),
     ({"DISTILL_WEBHOOK_PORTS": "80 443"}, f"DISTILL_WEBHOOK_PORTS[0]: {PORT}"),
     ({"DISTILL_WEBHOOK_PORTS": "80,65536"}, f"DISTILL_WEBHOOK_PORTS[1]: {PORT}"),
@@ -290,6 +297,104 @@ def test_a_setting_that_cannot_be_used_is_named_in_one_sentence(
         load_settings()
     assert str(refused.value) == sentence
     assert doctor.read_settings(tmp_path, None) == (None, sentence)
+
+
+def test_wrong_settings_of_all_sources_are_told_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    Path(".env").write_text("DISTILL_PROVIDERS=notjson\nDISTILL_CHUNK_SIZE=0\n", encoding="utf-8")
+    Path("tenants.toml").write_text("[acme]\nactive_jobs_max = -1\n", encoding="utf-8")
+    Path("prices.toml").write_text("mine = 1\n", encoding="utf-8")
+    for name, value in {
+        "API_PORT": "70000",
+        "WEBHOOK_PORTS": "0",
+        "POLL_MIN_SECONDS": "31",
+        "ADMIN_KEY_FILE": "nowhere",
+        "PROVIDERS_FILE": "nothing",
+        "TENANTS_FILE": "tenants.toml",
+        "PRICES_FILE": "prices.toml",
+    }.items():
+        monkeypatch.setenv(f"DISTILL_{name}", value)
+    with pytest.raises(WrongSettings) as refused:
+        load_settings()
+
+    assert str(refused.value).split("; ") == [
+        "DISTILL_ADMIN_KEY_FILE: nowhere cannot be read: No such file or directory",
+        f"DISTILL_PROVIDERS: {TABLE}",
+        "DISTILL_PROVIDERS_FILE: nothing cannot be read: No such file or directory",
+        "DISTILL_PRICES_FILE: prices.toml: mine must be a table of models",
+        "tenants.acme.active_jobs_max: input should be greater than or equal to 0",
+        "DISTILL_API_PORT: input should be less than or equal to 65535",
+        "DISTILL_CHUNK_SIZE: input should be greater than or equal to 1",
+        "DISTILL_POLL_MIN_SECONDS must not be above DISTILL_POLL_MAX_SECONDS",
+        f"DISTILL_WEBHOOK_PORTS[0]: {PORT}",
+    ]
+    assert doctor.read_settings(tmp_path, None) == (None, str(refused.value))
+
+
+@pytest.mark.parametrize(
+    ("environ", "sentence"),
+    [
+        (
+            {
+                "DISTILL_PROVIDERS_FILE": "nope",
+                "DISTILL_PROVIDERS__LAB__MAX_IN_FLIGHT": "5",
+                "DISTILL_TENANTS": '{"acme": {"providers": ["lab"]}}',
+            },
+            "DISTILL_PROVIDERS_FILE: nope cannot be read: No such file or directory",
+        ),
+        (
+            {
+                "DISTILL_OPENAI_API_KEY_FILE": "nope",
+                "DISTILL_PROVIDERS__OPENAI__MAX_IN_FLIGHT": "5",
+                "DISTILL_TENANTS": '{"acme": {"providers": ["openai"]}}',
+            },
+            "DISTILL_OPENAI_API_KEY_FILE: nope cannot be read: No such file or directory",
+        ),
+        (
+            {"OPENAI_API_KEY": "sk-x", "DISTILL_OPENAI_BASE_URL_FILE": "nope"},
+            "DISTILL_OPENAI_BASE_URL_FILE: nope cannot be read: No such file or directory",
+        ),
+        (
+            {"DISTILL_PROVIDERS__LAB__BASE_URL": "x", "DISTILL_TENANTS": '{"acme": {"providers": ["lab"]}}'},
+            "providers.lab.base_url: must be an address that starts with http:// or https://",
+        ),
+    ],
+)
+def test_what_only_follows_from_a_wrong_setting_is_not_told(
+    environ: dict[str, str], sentence: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(WrongSettings) as refused:
+        load_settings()
+    assert str(refused.value) == sentence
+
+
+@pytest.mark.parametrize("text", ["notjson", "[]", "5"])
+def test_what_is_no_table_is_told_also_where_a_stronger_source_completes_it(
+    text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path(".env").write_text(f"DISTILL_TENANTS={text}\nDISTILL_PROVIDERS__LAB__STATUSES={text}\n", encoding="utf-8")
+    monkeypatch.setenv("DISTILL_TENANTS__ACME__ACTIVE_JOBS_MAX", "1")
+    monkeypatch.setenv("DISTILL_PROVIDERS__LAB__BASE_URL", "http://x/v1")
+    monkeypatch.setenv("DISTILL_PROVIDERS__LAB__STATUSES__DONE", "succeeded")
+    with pytest.raises(WrongSettings) as refused:
+        load_settings()
+    assert str(refused.value) == f"providers.lab.statuses: {TABLE}; DISTILL_TENANTS: {TABLE}"
+
+
+def test_a_table_without_an_address_is_told_also_beside_another_wrong_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DISTILL_TENANTS_FILE", "nope")
+    monkeypatch.setenv("DISTILL_PROVIDERS__LAB__MAX_IN_FLIGHT", "5")
+    with pytest.raises(WrongSettings, match=r"^providers\.lab\.base_url: field required; DISTILL_TENANTS_FILE: nope "):
+        load_settings()
+
+
+def test_the_environment_completes_a_table_of_a_tenant(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("tenants.toml").write_text("[acme]\nactive_jobs_max = 1\nrequests_per_minute = 2\n", encoding="utf-8")
+    monkeypatch.setenv("DISTILL_TENANTS_FILE", "tenants.toml")
+    monkeypatch.setenv("DISTILL_TENANTS__ACME__REQUESTS_PER_MINUTE", "3")
+    acme = load_settings().tenants["acme"]
+    assert (acme.active_jobs_max, acme.requests_per_minute) == (1, 3)
 
 
 @pytest.mark.parametrize("source", ["environment", "file", ".env"])
