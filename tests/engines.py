@@ -8,6 +8,7 @@ from typing import Any
 from builders import a_job, a_spec, accepted, loaded, prompts
 from doubles import Lab
 
+from shared.errors import ProviderUnavailable
 from shared.lifecycle import TERMINAL, JobStatus, Stage
 from shared.models import Curation, FineTune, Job, Manifest, Split, Student
 from shared.pricing import Prices
@@ -40,6 +41,10 @@ def an_engine(store: Store, lab: Any = None, *, prices: Prices | None = None, **
 
 class Killed(BaseException):
     """The process is gone: nothing is caught, nothing is written, the lease stays."""
+
+
+#: Of a request that may have arrived.
+LOST = ProviderUnavailable("The answer was lost.", provider_code="timeout")
 
 
 async def let_the_lease_run_out(store: Store, job: Job) -> None:

@@ -10,6 +10,7 @@ import msgspec
 import pytest
 from builders import a_job, a_prompt, a_spec, accepted, loaded, prompts, standing_at
 from doubles import ScriptedBatcher, a_line
+from engines import LOST, Killed
 
 from shared.errors import ProviderModelMissing, ProviderRateLimited, ProviderRejected, ProviderUnavailable
 from shared.lifecycle import JobStatus, PausedReason
@@ -25,11 +26,6 @@ from worker.stages.batches.rounds import generate_by_batches, stop_batches
 
 pytestmark = pytest.mark.anyio
 PRICES = '[lab."*"]\ninput = "1"\noutput = "1"\n'  # 1,000 nano-dollars a token
-LOST = ProviderUnavailable("The answer was lost.", provider_code="timeout")
-
-
-class Killed(BaseException):
-    """The worker is gone, between any two of its steps."""
 
 
 class Providers:

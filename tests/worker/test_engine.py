@@ -1,4 +1,4 @@
-"""The engine: a job goes through its stages, survives crashes between any two steps, and trains each student once."""
+"""The engine: a job goes through its stages, obeys its owner, and survives what a store or a worker may do."""
 
 import asyncio
 import contextlib
@@ -9,6 +9,7 @@ import structlog
 from builders import accepted, claimed, loaded, prompts
 from doubles import Flaky, Lab, ScriptedTeacher, ScriptedTrainer, pumping, until
 from engines import (
+    LOST,
     Killed,
     a_whole_job,
     an_engine,
@@ -19,14 +20,7 @@ from engines import (
     through_crashes,
 )
 
-from shared.errors import (
-    ProviderAuthFailed,
-    ProviderQuotaExhausted,
-    ProviderRejected,
-    ProviderTrainingClosed,
-    ProviderUnavailable,
-    StoreError,
-)
+from shared.errors import ProviderQuotaExhausted, StoreError
 from shared.lifecycle import JobStatus, PausedReason, Stage
 from shared.pricing import Prices
 from shared.store import keys
@@ -37,7 +31,6 @@ from worker.stages import Tools
 
 pytestmark = pytest.mark.anyio
 S = JobStatus
-LOST = ProviderUnavailable("The answer was lost.", provider_code="timeout")
 
 
 @pytest.fixture
@@ -298,192 +291,6 @@ async def test_two_passes_halted_at_once_need_one_resume(store):
 async def _in_stage(store, engine, job, stage):
     await engine.advance(job.id)
     return list(Stage).index((await loaded(store, job.id)).stage or Stage.GENERATING) >= list(Stage).index(stage)
-
-
-# --- exactly one fine-tuning job -------------------------------------------------------------------------------------
-
-CALLS = [f"{call}{when}" for call in ("find_files", "upload", "submit", "find", "poll") for when in ("", "!")]
-
-
-@pytest.mark.parametrize("fault", [Killed(), LOST], ids=["killed", "no answer"])
-@pytest.mark.parametrize("call", CALLS)
-async def test_a_crash_at_any_call_to_the_trainer_leaves_one_submission(store, call, fault):
-    trainer, job = ScriptedTrainer(), await in_training(store)
-    trainer.faults[call] = fault
-    if call.startswith("find") and call != "find_files":
-        trainer.faults["submit!"] = LOST
-
-    ended = await through_crashes(store, Lab(trainer=trainer), job)
-
-    assert [tune.step for tune in ended.fine_tunes] == ["ended"]
-    assert len(trainer.files) == 1
-    live = [found.id for found in trainer.jobs if found.id not in trainer.cancelled]
-    assert live == [ended.fine_tunes[0].fine_tuning_job_id]
-    assert len(trainer.submitted) == 1
-
-
-async def test_of_two_files_of_one_name_the_newest_is_used_and_the_other_deleted(store):
-    trainer, job = ScriptedTrainer(), await in_training(store)
-    engine = an_engine(store, Lab(trainer=trainer))
-    trainer.faults["upload!"] = LOST
-    await engine.advance(job.id)
-    trainer.files_unlisted = 1  # so that it is uploaded again
-    trainer.faults["upload!"] = LOST
-    await engine.advance(job.id)
-    assert [file_id for file_id, *_ in trainer.files] == ["file-1", "file-2"]
-
-    ended = await through_crashes(store, Lab(trainer=trainer), job)
-
-    assert [file_id for file_id, *_ in trainer.files] == [ended.fine_tunes[0].training_file] == ["file-2"]
-
-
-async def test_a_refused_file_ends_the_student_and_says_which(store):
-    trainer, job = ScriptedTrainer(), await in_training(store, validation=1)
-    upload = trainer.upload
-
-    async def refuses_the_second(path, filename):
-        if "validation" in filename:
-            raise ProviderRejected("Too large.", status=413)
-        return await upload(path, filename)
-
-    trainer.upload = refuses_the_second
-    ended = await through_crashes(store, Lab(trainer=trainer), job)
-
-    assert (ended.status, ended.error.code) == (S.FAILED, "provider_rejected_training")
-    assert "validation file" in ended.error.message
-    assert ended.fine_tunes[0].training_file == "file-1"  # is still known, and can be deleted
-
-
-@pytest.mark.parametrize("when", ["before", "after"])
-@pytest.mark.parametrize("save", range(1, 9))
-async def test_a_crash_at_any_write_of_the_row_leaves_one_submission(store, save, when):
-    trainer, job = ScriptedTrainer(), await in_training(store)
-    change, count = store.jobs.change, itertools.count(1)
-
-    async def killed_at_one(*args, **kwargs):
-        number = next(count)
-        if number == save and when == "before":
-            raise Killed
-        answer = await change(*args, **kwargs)
-        if number == save:
-            raise Killed
-        return answer
-
-    store.jobs.change = killed_at_one
-
-    ended = await through_crashes(store, Lab(trainer=trainer), job)
-
-    assert [tune.step for tune in ended.fine_tunes] == ["ended"]
-    assert (len(trainer.files), len(trainer.submitted)) == (1, 1)
-
-
-async def test_a_submission_that_shows_late_is_adopted_and_not_made_again(store):
-    trainer, job = ScriptedTrainer(), await in_training(store)
-    trainer.faults["submit!"] = LOST
-    trainer.visible_after = 2
-
-    ended = await through_crashes(store, Lab(trainer=trainer), job, unknown_outcome_wait_seconds=5)
-
-    assert ended.fine_tunes[0].fine_tuning_job_id == "ftjob-0"
-    assert len(trainer.submitted) == 1
-
-
-async def test_a_submission_that_never_arrived_is_made_again(store):
-    trainer, job = ScriptedTrainer(), await in_training(store)
-    trainer.faults["submit"] = LOST
-
-    ended = await through_crashes(store, Lab(trainer=trainer), job, unknown_outcome_wait_seconds=0.05)
-
-    assert (len(trainer.jobs), ended.fine_tunes[0].status) == (1, "succeeded")
-
-
-async def test_a_provider_that_answers_no_submission_is_asked_a_bounded_number_of_times(store):
-    class Deaf(ScriptedTrainer):
-        async def submit(self, request):
-            raise LOST
-
-    job = await in_training(store)
-
-    ended = await through_crashes(
-        store, Lab(trainer=Deaf()), job, unknown_outcome_wait_seconds=0.01, stage_attempts_max=3
-    )
-
-    assert (ended.status, ended.error.code, ended.error.retryable) == (S.FAILED, "provider_unavailable", True)
-    assert ended.fine_tunes[0].submissions == 3
-
-
-async def test_of_two_submissions_the_one_that_is_followed_is_kept(store):
-    trainer, job = ScriptedTrainer(), await in_training(store)
-    trainer.faults["submit!"] = LOST
-    trainer.visible_after = 10
-
-    async def look():
-        ended = await through_crashes(store, Lab(trainer=trainer), job, unknown_outcome_wait_seconds=0.01, times=8)
-        trainer.visible_after = 0
-        return ended
-
-    trainer.status = "running"
-    await look()
-    trainer.statuses = {"ftjob-1": "succeeded"}
-    ended = await through_crashes(store, Lab(trainer=trainer), job)
-
-    assert len(trainer.jobs) == 2
-    assert ended.fine_tunes[0].fine_tuning_job_id not in trainer.cancelled
-    assert len(trainer.cancelled) == 1
-
-
-@pytest.mark.parametrize(
-    "keeps_metadata",
-    [True, False],
-)
-async def test_students_of_one_provider_do_not_take_each_others_jobs(store, keeps_metadata):
-    trainer, job = ScriptedTrainer(keeps_metadata=keeps_metadata), await in_training(store, students=2)
-
-    ended = await through_crashes(store, Lab(trainer=trainer), job)
-
-    assert [tune.fine_tuning_job_id for tune in ended.fine_tunes] == ["ftjob-0", "ftjob-1"]
-    assert trainer.cancelled == []
-
-
-@pytest.mark.parametrize(
-    ("error", "code"),
-    [
-        (ProviderRejected("No.", status=400), "provider_rejected_training"),
-        (ProviderTrainingClosed("Closed.", status=403), "provider_training_closed"),
-        (ProviderAuthFailed("No.", status=401), "provider_auth_failed"),
-    ],
-)
-async def test_a_definite_no_fails_the_job_and_is_not_asked_again(store, error, code):
-    trainer, job = ScriptedTrainer(), await in_training(store)
-    trainer.faults["submit"] = error
-
-    ended = await through_crashes(store, Lab(trainer=trainer), job)
-
-    assert (ended.status, ended.error.code) == (S.FAILED, code)
-    assert trainer.calls.count("submit") == 1
-
-
-async def test_training_without_credit_pauses_the_job(store):
-    trainer, job = ScriptedTrainer(), await in_training(store)
-    trainer.faults["submit"] = ProviderQuotaExhausted("No credit.", status=429)
-
-    paused = await rung(store, an_engine(store, Lab(trainer=trainer)), job, until_status=S.PAUSED)
-
-    assert paused.paused_reason is PausedReason.PROVIDER_QUOTA
-    assert paused.fine_tunes[0].step == "uploaded"
-
-
-async def test_a_job_that_fails_in_training_leaves_no_training_behind(store):
-    trainer, job = ScriptedTrainer(), await in_training(store, students=2)
-    trainer.status = "running"
-    engine = an_engine(store, Lab(trainer=trainer))
-    await rung(store, engine, job, times=2)
-    trainer.faults["poll"] = ProviderAuthFailed("No.", status=401)
-
-    ended = await rung(store, engine, job)
-
-    assert ended.status is S.FAILED
-    assert sorted(trainer.cancelled) == ["ftjob-0", "ftjob-1"]
 
 
 # --- the store -------------------------------------------------------------------------------------------------------

@@ -5,9 +5,9 @@ import asyncio
 import pytest
 from builders import a_job, accepted, loaded, prompts, some_limits
 from doubles import Lab, ScriptedTrainer
-from engines import Killed, an_engine, in_training, let_the_lease_run_out
+from engines import LOST, Killed, an_engine, in_training, let_the_lease_run_out
 
-from shared.errors import ProviderQuotaExhausted, ProviderUnavailable
+from shared.errors import ProviderQuotaExhausted
 from shared.jobs import Jobs
 from shared.lifecycle import JobStatus, PausedReason, Stage
 from shared.planning import Planner
@@ -16,7 +16,6 @@ from shared.store.jobs import Change
 
 pytestmark = pytest.mark.anyio
 S = JobStatus
-LOST = ProviderUnavailable("The answer was lost.", provider_code="timeout")
 
 
 @pytest.fixture

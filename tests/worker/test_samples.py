@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 from builders import a_prompt, accepted, loaded, now_ms, prompts
 from doubles import Lab, ScriptedTeacher, prices_of_a_nano, pumping
-from engines import a_whole_job, an_engine, let_the_lease_run_out, rung
+from engines import Killed, a_whole_job, an_engine, let_the_lease_run_out, rung
 from msgspec.structs import replace
 
 from api.content import dataset_lines
@@ -347,10 +347,6 @@ async def test_passes_that_are_still_open_ring_no_bell(store):
     await store.passes.open(PassId(job.id, "teacher-2"), prompts=4, chunk_size=10, smoke=0)
 
     assert not await engine._bell_was_missed(job.id)
-
-
-class Killed(BaseException):
-    """The process is gone: nothing is caught, nothing is written, the lease stays."""
 
 
 @pytest.mark.parametrize("at", ["before a chunk", "after a chunk", "before the pass opens"])
