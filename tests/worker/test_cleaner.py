@@ -2,129 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import suppress
-from types import MappingProxyType
 from typing import Any
 
 import msgspec
 import pytest
 from accounts import Account
 from builders import a_job, a_spec, accepted, loaded, now_ms, prompts, standing_at
+from cleaners import FOREIGN, Clock, a_cleaner, a_deleted_job, a_training, cleaned, kept_by, left_in, make_due, note_of
+from engines import Killed
 
-from shared.cleanup import Cleanup
 from shared.deletion import mark_deleted
 from shared.errors import JobFailed, ProviderAuthFailed, ProviderRejected, ProviderUnavailable, StoreFull
-from shared.lifecycle import JobStatus, Stage
-from shared.models import BatchRun, FineTune, Job, Teacher
-from shared.ports import Batch, TrainingJob
+from shared.lifecycle import JobStatus
+from shared.models import FineTune
 from shared.pricing import Prices
 from shared.store import Store, keys
 from shared.store.jobs import Change
-from worker.cleaner import Cleaner, CleaningLimits
 from worker.janitor import Janitor
 
 pytestmark = pytest.mark.anyio
 DAY_SECONDS = 86_400.0
 AWAY = ProviderUnavailable("away", provider_code="disconnected")
-
-
-class Killed(BaseException):
-    """kill -9, as far as the store and the provider can tell."""
-
-
-class Clock:
-    """Of the worker, in front of the server's by what a test has let pass."""
-
-    def __init__(self) -> None:
-        self.ahead_seconds = 0.0
-
-    def __call__(self) -> float:
-        return now_ms() / 1000 + self.ahead_seconds
-
-
-def a_cleaner(store: Store, account: Any, clock: Clock | None = None, **limits: float) -> Cleaner:
-    return Cleaner(store, account, CleaningLimits(**{"lag_seconds": 0.0, **limits}), clock=clock or Clock())
-
-
-def kept_by(account: Account, job: Job, *, completions: int = 5) -> None:
-    """What a job leaves behind, noted and not, and beside it what is not the job's."""
-    account.files = {
-        "file-train": f"distill-{job.id}-x-0-train.jsonl",
-        "file-check": f"distill-{job.id}-x-0-validation.jsonl",
-        "file-unnoted": f"distill-{job.id}-x-1-train.jsonl",
-        "file-in": f"distill-{job.id}-batch-0.jsonl",
-        "file-out": "batch_output.jsonl",
-        "file-foreign": "distill-job_other-x-0-train.jsonl",
-    }
-    account.models = {"ft:ours", "ft:foreign"}
-    account.batches = {
-        "batch-1": Batch(
-            id="batch-1", status="completed", state="over", created_at=2_000_000_000, input_file="file-in",
-            metadata={"distillation_job_id": job.id, "batch": "0"}, output_file="file-out",
-        )
-    }  # fmt: skip
-    account.stored = {"cmp-first": {"distillation_job": "job_other"}, "cmp-users": {}}
-    account.stored |= {f"cmp-{n}": {"distillation_job": job.id, "prompt": str(n)} for n in range(completions)}
-    account.stored |= {"cmp-last": {"distillation_job": "job_other"}}
-
-
-FOREIGN = ({"file-foreign"}, {"ft:foreign"}, {"cmp-first", "cmp-users", "cmp-last"})
-
-
-def left_in(account: Account) -> tuple[set[str], set[str], set[str]]:
-    return set(account.files), account.models, set(account.stored)
-
-
-async def a_deleted_job(
-    store: Store,
-    account: Account,
-    *,
-    delete_models: bool = False,
-    completions: int = 5,
-    tune: Any = MappingProxyType({}),
-    batches: Sequence[BatchRun] = (),
-) -> Job:
-    """tune: what is different of its fine-tune.  batches: beside its first."""
-    teacher = Teacher(provider="lab", model="gpt-4.1", mode="batch")
-    job = await accepted(store, a_job(spec=a_spec(store=True, teacher=teacher)), prompts(3))
-    job = await standing_at(store, job, JobStatus.SUCCEEDED)
-    trained = FineTune(
-        step="ended",
-        training_file="file-train",
-        validation_file="file-check",
-        fine_tuning_job_id="ftjob-1",
-        fine_tuned_model="ft:ours",
-    )
-    trained = msgspec.structs.replace(trained, **tune)
-    run = BatchRun(step="ended", batch_id="batch-1", input_file="file-in")
-    made = {"stage": Stage.EVALUATING, "finished_at_ms": now_ms(), "fine_tunes": [trained], "batches": [run, *batches]}
-    await store.jobs.change(job, Change(set=made))
-    kept_by(account, job, completions=completions)
-    job = await loaded(store, job.id)
-    await mark_deleted(store, job, delete_models=delete_models, now_ms=now_ms())
-    return job
-
-
-async def note_of(store: Store, job: Job) -> Cleanup:
-    note = await store.cleanups.load(job.id)
-    assert note is not None
-    return note
-
-
-async def make_due(client: Any, job: Job) -> None:
-    """The time of the next look has come."""
-    await client.hset(keys.cleanup(job.id), "until_ms", 0)
-
-
-async def cleaned(client: Any, cleaner: Cleaner, store: Store, job: Job, *, looks: int = 200) -> Cleanup:
-    for _ in range(looks):
-        await make_due(client, job)
-        await cleaner.clean(job.id)
-        note = await note_of(store, job)
-        if note.over:
-            return note
-    raise AssertionError(f"Not over: {note}")
 
 
 async def test_everything_the_job_made_goes_and_nothing_else(store: Store, client: Any):
@@ -391,41 +290,6 @@ async def test_deletions_in_flight_are_bounded_and_what_went_is_counted_when_one
     assert (await cleaned(client, a_cleaner(store, account), store, job)).deleted["stored_completions"] == 50
 
 
-def a_training(status: str, **changes: Any) -> TrainingJob:
-    job = TrainingJob(
-        id="ftjob-1", status=status, state=status, created_at=2_000_000_000, training_file="file-train", metadata={}
-    )
-    return msgspec.structs.replace(job, **changes)
-
-
-LOST = {"fine_tuning_job_id": None, "fine_tuned_model": None, "submissions": 1}
-
-
-@pytest.mark.parametrize("keeps_metadata", [True, False])
-async def test_a_training_whose_submission_was_lost_is_stopped_and_told_of(
-    store: Store, client: Any, keeps_metadata: bool
-):
-    account, clock = Account(), Clock()
-    job = await a_deleted_job(store, account, delete_models=True, tune=LOST)
-    cleaner = a_cleaner(store, account, clock, lag_seconds=60)
-    await make_due(client, job)
-    await cleaner.clean(job.id)
-    assert "trainings" in [remnant.kind for remnant in (await note_of(store, job)).remnants], "it may yet show"
-
-    metadata = {"distillation_job_id": job.id, "student": "0"} if keeps_metadata else {}
-    lost = a_training("running", id="ftjob-lost", metadata=metadata, result_files=["file-metrics"])
-    foreign = a_training("running", id="ftjob-foreign", training_file="file-foreign")
-    account.trainings = {"ftjob-lost": lost, "ftjob-foreign": foreign}
-    account.checkpoint_models = {"ftjob-lost": ["ft:ours"]}
-    account.files["file-metrics"] = "step_metrics.csv"
-    clock.ahead_seconds = 61
-    note = await cleaned(client, cleaner, store, job)
-
-    assert account.cancelled == ["ftjob-lost"]
-    assert left_in(account) == FOREIGN
-    assert (note.left, note.fine_tuning_jobs) == ([], ["ftjob-lost"])
-
-
 @pytest.mark.parametrize("at_once", [True, False])
 async def test_where_the_student_is_a_checkpoint_all_models_of_its_training_go_and_its_result_file(
     store: Store, client: Any, at_once: bool
@@ -513,47 +377,6 @@ async def test_what_still_runs_at_the_provider_is_stopped(store: Store, client: 
     assert account.cancelled == ["batch-1"]
     await cleaned(client, a_cleaner(store, account), store, job)
     assert set(account.files) == {"file-foreign"}  # the output that came with the end went, too
-
-
-async def test_a_batch_whose_submission_was_lost_is_stopped_once_it_shows_and_its_files_go(store: Store, client: Any):
-    account, clock = Account(), Clock()
-    job = await a_deleted_job(store, account)
-    running = msgspec.structs.replace(account.batches["batch-1"], state="running", output_file=None)
-    account.batches = {}
-    del account.files["file-out"]
-    cleaner = a_cleaner(store, account, clock, lag_seconds=60)
-    await make_due(client, job)
-    await cleaner.clean(job.id)
-    assert "batches" in [remnant.kind for remnant in (await note_of(store, job)).remnants], "it may yet show"
-
-    account.batches = {"batch-1": running}
-    clock.ahead_seconds = 61
-    await cleaned(client, cleaner, store, job)
-
-    assert account.cancelled == ["batch-1"]
-    assert set(account.files) == {"file-foreign"}
-
-
-@pytest.mark.parametrize("status", ["not_shown", "left", "refused"])
-async def test_it_is_waited_for_although_another_batch_of_the_job_shows(store: Store, client: Any, status: str):
-    account, clock = Account(), Clock()
-    lost = BatchRun(step="ended", status=status, input_file="file-in-1", submissions=1)
-    job = await a_deleted_job(store, account, batches=[lost])
-    cleaner = a_cleaner(store, account, clock, lag_seconds=60)
-    await make_due(client, job)
-    await cleaner.clean(job.id)
-    is_awaited = "file-in-1" in [remnant.id for remnant in (await note_of(store, job)).remnants]
-    assert is_awaited is (status != "refused")
-
-    metadata = {"distillation_job_id": job.id, "batch": "1"} if status == "left" else {}
-    account.batches["batch-2"] = Batch(
-        id="batch-2", status="in_progress", state="running", created_at=2_000_000_000, input_file="file-in-1",
-        metadata=metadata,
-    )  # fmt: skip
-    clock.ahead_seconds = 61
-    await cleaned(client, cleaner, store, job)
-
-    assert account.cancelled == (["batch-2"] if is_awaited else [])
 
 
 async def test_while_one_worker_is_at_it_another_leaves_it_alone_and_a_slow_one_changes_nothing(
