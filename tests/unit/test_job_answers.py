@@ -1,5 +1,6 @@
-"""What a job is answered with, whatever it looks like: as the documented model says, byte for byte."""
+"""What a job is answered with, whatever it looks like: as the documented model says, in its order."""
 
+import json
 from typing import Any
 
 import msgspec
@@ -49,8 +50,14 @@ def _values_of(kind: inspect.Type) -> st.SearchStrategy[Any]:
 @settings(deadline=None, max_examples=100, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(_values_of(inspect.type_info(Job)))
 def test_a_job_is_written_as_its_model_would_write_it(job: Job) -> None:
-    assert job_json(job) == JobOut.of(job).model_dump_json().encode()
+    by_model = JobOut.of(job).model_dump_json()
+    assert _members(job_json(job)) == _members(by_model)
     assert msgspec.json.decode(job_json(job)).keys() == JobOut.model_fields.keys()
+
+
+def _members(text: str | bytes) -> str:
+    """In their order, with 1, 1.0 and true apart; 1e+22 and 1e22 are the same."""
+    return repr(json.loads(text, object_pairs_hook=list))
 
 
 @pytest.mark.parametrize(
