@@ -30,7 +30,7 @@ from shared.jobs import Jobs
 from shared.planning import Planner
 from shared.preflight import Catalogues, Preflight
 from shared.pricing import Prices
-from shared.prompts import json_fault
+from shared.prompts import TOO_DEEP, bounds_fault, json_fault
 from shared.provider_events import ProviderEvents
 from shared.rules import invalid
 from shared.settings import Settings
@@ -42,8 +42,6 @@ P = ParamSpec("P")
 
 SCOPES: Final = frozenset(get_args(Scope))
 LOCAL: Final = TenantId("local")
-DEEPEST_JSON: Final = 64  # levels; what later recurses over the body must never run out of stack
-_CONTAINERS: Final = frozenset({dict, list})
 _METADATA: Final = re.compile(r"metadata\[(.{1,64})\]", re.DOTALL)
 _METADATA_PAIRS_MAX: Final = 16
 _LARGE_BODY_BYTES: Final = 100_000  # some 5 ms of reading and planning; a thread costs more than that is worth
@@ -274,29 +272,17 @@ def require_json(request: Request) -> None:
 
 def parse_json(body: bytes) -> Any:
     """Strict JSON, of bounded depth.  Raises BadRequest `malformed_json`, which repeats nothing of the body."""
-    too_deep = BadRequest(f"The body is nested deeper than {DEEPEST_JSON} levels.")
     try:
         value = msgspec.json.decode(body)
     except RecursionError:
-        raise too_deep from None
+        raise BadRequest(f"The body {TOO_DEEP}.") from None
     except UnicodeDecodeError as error:
         raise BadRequest(f"The body is not UTF-8 (byte {error.start} of a text).") from None
     except msgspec.MsgspecError as error:
         raise BadRequest(f"The body {json_fault(error)}.") from None
-    layer: list[Any] = [[value]]
-    for _ in range(DEEPEST_JSON + 1):
-        if not layer:
-            return value
-        layer = [
-            inner
-            for outer in layer
-            for inner in (outer.values() if type(outer) is dict else outer)
-            if type(inner) is not str  # as most of a body
-        ]
-        if [inner for inner in layer if type(inner) is int and not -(2**63) <= inner < 2**64]:
-            raise BadRequest("The body holds a whole number of more than 64 bits.")
-        layer = [inner for inner in layer if type(inner) in _CONTAINERS]
-    raise too_deep
+    if (wrong := bounds_fault(value)) is not None:
+        raise BadRequest(f"The body {wrong}.")
+    return value
 
 
 def validated(model: type[Body], value: Any) -> Body:

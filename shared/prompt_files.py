@@ -15,9 +15,19 @@ from shared.errors import Fault
 from shared.exports import may_give_a_pair
 from shared.models import INSTRUCTIONS, Prompt, PromptCounts
 from shared.pricing import prompt_size
-from shared.prompts import FAULTS_MAX, KEY_MAX_CHARS, MESSAGES_MAX, ROLES, chars_of, json_fault, read_prompt
+from shared.prompts import (
+    DEEPEST_JSON,
+    FAULTS_MAX,
+    KEY_MAX_CHARS,
+    MESSAGES_MAX,
+    ROLES,
+    TOO_DEEP,
+    bounds_fault,
+    chars_of,
+    json_fault,
+    read_prompt,
+)
 
-DEEPEST_JSON: Final = 64  # levels; what later recurses over a prompt must never run out of stack
 _BOM: Final = b"\xef\xbb\xbf"
 _CHUNK_BYTES: Final = 4_000_000  # a file whose first prompts are longer than this together gets smaller chunks
 _CHUNK_MAX_BYTES: Final = 64_000_000  # what API and worker must be able to hold, several times over
@@ -174,7 +184,7 @@ class PromptReader:
         try:
             value = _decode(line)
         except RecursionError:
-            return [Fault("", "malformed_json", f"is nested deeper than {DEEPEST_JSON} levels")]
+            return [Fault("", "malformed_json", TOO_DEEP)]
         except UnicodeDecodeError:
             return [Fault("", "malformed_json", "is not UTF-8")]
         except msgspec.MsgspecError as error:
@@ -273,10 +283,9 @@ def _plain(value: Any) -> _Line | None:
 
 
 def _checked(value: Any, line: bytes) -> _Line | list[Fault]:
-    if line.count(b"{") + line.count(b"[") > DEEPEST_JSON and deeper_than(DEEPEST_JSON, value):
-        return [Fault("", "malformed_json", f"is nested deeper than {DEEPEST_JSON} levels")]
-    if _LONG_NUMBER.search(line) and _has_huge_number(value):
-        return [Fault("", "malformed_json", "holds a whole number of more than 64 bits")]
+    suspect = line.count(b"{") + line.count(b"[") > DEEPEST_JSON or _LONG_NUMBER.search(line)
+    if suspect and (wrong := bounds_fault(value)) is not None:
+        return [Fault("", "malformed_json", wrong)]
     prompt = read_prompt(value)
     if not isinstance(prompt, Prompt):
         return prompt
@@ -292,24 +301,3 @@ def _checked(value: Any, line: bytes) -> _Line | list[Fault]:
         formatless=not prompt.response_format,
         unreferenced=prompt.reference is None,
     )
-
-
-def deeper_than(levels: int, value: Any) -> bool:
-    """Whether lists and objects lie more than `levels` deep in each other.  Without recursion, which is the point."""
-    layer = [value]
-    for _ in range(levels + 1):
-        layer = [inner for inner in layer if isinstance(inner, dict | list)]
-        if not layer:
-            return False
-        layer = [inner for outer in layer for inner in (outer.values() if isinstance(outer, dict) else outer)]
-    return True
-
-
-def _has_huge_number(value: Any) -> bool:
-    layer = [value]
-    while layer:
-        if any(type(inner) is int and not -(2**63) <= inner < 2**64 for inner in layer):
-            return True
-        deeper = [inner for inner in layer if isinstance(inner, dict | list)]
-        layer = [inner for outer in deeper for inner in (outer.values() if isinstance(outer, dict) else outer)]
-    return False

@@ -23,6 +23,8 @@ FIELDS: Final = ("messages", "key", "tools", "response_format", "completion", "r
 ROLES: Final = ("system", "developer", "user", "assistant", "tool", "function")
 MESSAGES_MAX: Final = 2_000
 KEY_MAX_CHARS: Final = 200
+DEEPEST_JSON: Final = 64  # levels; what recurses over a value must never run out of stack
+TOO_DEEP: Final = f"is nested deeper than {DEEPEST_JSON} levels"
 FAULTS_MAX: Final = 20
 _MEMBERS_MAX: Final = 64  # of one object; a million unknown fields must not become a million errors
 _NAME_MAX_CHARS: Final = 64
@@ -234,6 +236,27 @@ def json_fault(error: msgspec.MsgspecError) -> str:
         return "holds a number that is out of range"
     place = str(error).rpartition("(byte ")[2][:-1]
     return "is not valid JSON" + (f"; reading stopped at byte {place}" if place.isdecimal() else "")
+
+
+def bounds_fault(value: Any) -> str | None:
+    """What of a value read from JSON is too much for those who handle it later.  Without recursion, which is the
+    point."""
+    layer: list[Any] = [[value]]
+    for _ in range(DEEPEST_JSON + 1):
+        below = []
+        for outer in layer:
+            for inner in outer.values() if type(outer) is dict else outer:
+                kind = type(inner)
+                if kind is str:  # as most of what is sent
+                    continue
+                if kind is dict or kind is list:
+                    below.append(inner)
+                elif kind is int and not -(2**63) <= inner < 2**64:
+                    return "holds a whole number of more than 64 bits"
+        if not below:
+            return None
+        layer = below
+    return TOO_DEEP
 
 
 def token(name: str) -> str:

@@ -162,12 +162,18 @@ async def test_no_value_of_the_caller_is_repeated(api: Api):
         (b'{"a": ' + b"9" * 5_000 + b"}", "holds a number that is out of range."),
         (b'{"a": ' + b"9" * 30 + b"}", "holds a whole number of more than 64 bits."),
         (b'{"a": ', "is not valid JSON."),
+        (b'{"a": ' + b"[" * 64 + b"]" * 64 + b"}", "is nested deeper than 64 levels."),
     ],
 )
 async def test_a_body_that_is_no_json_is_told_what_is_wrong_with_it(api: Api, body: bytes, says: str):
     answer = await api.http.post("/v1/jobs", content=body, headers=JSON)
     problem = problem_of(answer)
     assert (answer.status_code, problem["code"], problem["detail"]) == (400, "malformed_json", f"The body {says}")
+
+
+async def test_a_body_may_be_64_levels_deep(api: Api):
+    answer = await api.http.post("/v1/jobs", content=b'{"a": ' + b"[" * 63 + b"]" * 63 + b"}", headers=JSON)
+    assert answer.status_code == 422
 
 
 async def test_a_body_over_the_limit_is_refused_declared_or_not():
