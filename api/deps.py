@@ -8,7 +8,7 @@ import hmac
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Annotated, Any, Final, ParamSpec, TypeVar, cast, get_args
 
 import msgspec
@@ -84,8 +84,7 @@ Wired = Annotated[Services, Depends(_services)]
 # --- who asks --------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Caller:
+class Caller(msgspec.Struct, frozen=True):
     """Whose key it is and what it may do.  operator: it is the key from the settings, which manages all tenants.
 
     key_providers: those that the key is held to.  providers: those that its jobs may name, by the key and by what the
@@ -93,27 +92,31 @@ class Caller:
 
     tenant: TenantId
     scopes: frozenset[str]
-    secret: str = field(repr=False)
+    secret: str
     operator: bool = False
     key_providers: frozenset[str] | None = None
     providers: frozenset[str] | None = None
+
+    def __repr__(self) -> str:  # without the secret
+        return f"Caller(tenant={self.tenant!r}, scopes={self.scopes!r}, operator={self.operator!r})"
 
 
 async def authenticate(request: Request) -> Caller:
     """Who asks, once the request is counted.  Raises Unauthenticated, or TooMany.
 
     Remembered with the request, not by the framework, which would solve the tree below for everyone who asks."""
-    known: Caller | None = getattr(request.state, "caller", None)
+    state: dict[str, Any] = request.scope["state"]
+    known: Caller | None = state.get("caller")
     if known is not None:
         return known
     services = services_of(request)
     caller = await _caller(request, services)
     try:
-        request.state.rate = await services.allowances.spend(caller.tenant)
+        state["rate"] = await services.allowances.spend(caller.tenant)
     except TooMany:
-        request.state.rate = services.allowances.exhausted(caller.tenant)
+        state["rate"] = services.allowances.exhausted(caller.tenant)
         raise
-    request.state.caller = caller
+    state["caller"] = caller
     return caller
 
 

@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import re
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext, suppress
 from typing import Annotated, Any, Final
 
 import msgspec
@@ -59,17 +59,20 @@ async def _refuse_key(request: Request) -> None:
 NOT_REPEATABLE: Final = Depends(_refuse_key)
 
 
-@asynccontextmanager
-async def repeatable(
+def repeatable(
     store: Store, tenant: TenantId, route: str, key: str | None, asked: BaseModel, answer: Callable[[Job], bytes]
-) -> AsyncIterator[Once | Kept | None]:
+) -> AbstractAsyncContextManager[Once | Kept | None]:
     """What to do with a request: carry it out under `Once`, or answer as before.  None: it came without a key.
 
     asked: the body with its defaults filled in, so that neither the order of its members nor a default that is sent
     along makes it another request."""
-    if key is None:
-        yield None
-        return
+    return nullcontext() if key is None else _repeatable(store, tenant, route, key, asked, answer)
+
+
+@asynccontextmanager
+async def _repeatable(
+    store: Store, tenant: TenantId, route: str, key: str, asked: BaseModel, answer: Callable[[Job], bytes]
+) -> AsyncIterator[Once | Kept]:
     fingerprint = await asyncio.to_thread(_fingerprint, asked)
     begun = await store.idempotency.begin(tenant, route, key, fingerprint, answer)
     try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Final, Literal
 
 from shared.errors import Fault
@@ -188,6 +189,7 @@ def hyperparameter_faults(given: JsonObject, extra: Sequence[str], *, pointer: s
             yield Fault(place, INVALID, wrong)
 
 
+@lru_cache(maxsize=1_024)
 def family_of(model: str) -> Family | None:
     """None for a model that refuses nothing we know of.  `…-chat-latest` models do not reason."""
     if model.endswith("-chat-latest"):

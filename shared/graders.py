@@ -366,14 +366,15 @@ def _faults_of(spec: Any, pointer: str) -> Iterable[Fault]:
         yield Fault(f"{pointer}/type", "unknown_grader" if "type" in spec else "required", wrong)
         return
     kind = KINDS[cast("str", spec["type"])]
-    checks = {**COMMON, **kind.checks}
     for name in sorted(kind.required):
         if spec.get(name) is None:
             yield Fault(f"{pointer}/{name}", "required", "is required")
     for name, value in spec.items():
-        if name not in checks:
-            yield Fault(f"{pointer}/{_escaped(name)}", "unknown_field", _unknown(name, checks))
-        elif value is not None and (wrong := checks[name](value)):
+        check = kind.checks.get(name) or COMMON.get(name)
+        if check is None:
+            known = [*COMMON, *kind.checks]
+            yield Fault(f"{pointer}/{_escaped(name)}", "unknown_field", _unknown(name, known))
+        elif value is not None and (wrong := check(value)):
             yield Fault(f"{pointer}/{name}", "invalid_value", wrong)
         elif value is not None and name == "sampling_params":
             yield from _sampling_faults(value, f"{pointer}/{name}")

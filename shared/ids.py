@@ -7,6 +7,7 @@ import hmac
 import re
 import secrets
 import time
+from functools import lru_cache
 from typing import Final, NewType
 
 JobId = NewType("JobId", str)
@@ -32,6 +33,12 @@ def _base32(number: int, chars: int) -> str:
     return "".join([_PAIRS[(number >> shift) & 1023] for shift in range(5 * chars - 10, -1, -10)])
 
 
+@lru_cache(maxsize=16)
+def _moment(ms: int) -> str:
+    """What is made in the same millisecond shares it."""
+    return _base32(ms, _TIME_CHARS)
+
+
 def _number(text: str) -> int:
     value = 0
     for char in text:
@@ -43,7 +50,7 @@ def _new(prefix: str, now_ms: int | None = None) -> str:
     """Sorted by creation time in plain byte order, so that a list of ids is a list in time."""
     now_ms = time.time_ns() // 1_000_000 if now_ms is None else now_ms
     chance = secrets.token_bytes(_RANDOM_CHARS).translate(_ANY_CHAR).decode()
-    return f"{prefix}_{_base32(now_ms, _TIME_CHARS)}{chance}"
+    return f"{prefix}_{_moment(now_ms)}{chance}"
 
 
 def new_job_id(now_ms: int | None = None) -> JobId:

@@ -206,9 +206,9 @@ class Preflight:
                 return
             faults.append(Fault(named.pointer, "model_unknown", await self._unknown(tenant, named)))
             return
-        if catalogue is None:
+        shutdown_date = None if catalogue is None else catalogue.models[named.model].shutdown_date
+        if catalogue is None or shutdown_date is None:
             return
-        shutdown_date = catalogue.models[named.model].shutdown_date
         match retirement(shutdown_date, self._catalogues.today_at(catalogue), spec):
             case "retired":
                 detail = f"is a model that the provider retired on {shutdown_date}"
@@ -234,6 +234,8 @@ class Preflight:
 
     def _training(self, pointer: str, name: str, faults: list[Fault], advice: list[Advice]) -> None:
         last_day = self._providers[name].training_closes
+        if last_day is None:
+            return
         match training_closes(last_day, self._catalogues.today()):
             case "closed":
                 detail = f"has taken no fine-tuning jobs since {last_day}; the dataset can be trained elsewhere"

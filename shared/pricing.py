@@ -90,8 +90,7 @@ class _Band:
 _Bands = tuple[_Band, ...]
 
 
-@dataclass(frozen=True)
-class Estimate:
+class Estimate(msgspec.Struct, frozen=True):
     """What a whole job may cost.  unpriced: pointers of the models whose calls or training have no known price.
 
     training_low_nano, training_high_nano: what is reserved for the dearest of its trainings, before it begins."""

@@ -36,10 +36,8 @@ def retires_soon(pointer: str, shutdown_date: str | None) -> Advice:
     )
 
 
-def training_closes(last_day: date | None, today: date) -> Literal["closed", "soon"] | None:
+def training_closes(last_day: date, today: date) -> Literal["closed", "soon"] | None:
     """last_day: on which the provider takes new trainings."""
-    if last_day is None:
-        return None
     if today > last_day:
         return "closed"
     return "soon" if today + timedelta(days=CLOSING_NOTICE_DAYS) >= last_day else None

@@ -67,8 +67,7 @@ class Limits:
         return self.active_jobs_by_tenant.get(tenant, self.active_jobs_max)
 
 
-@dataclass(frozen=True)
-class Asked:
+class Asked(msgspec.Struct, frozen=True):
     """What the rules need to know of the prompts as they will be asked, however many there are.
 
     unanswered: answers that the teacher still has to give.  bytes: of the parts of their requests that cost tokens.

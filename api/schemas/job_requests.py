@@ -127,7 +127,7 @@ class StudentIn(Request):
 
     def to_domain(self) -> domain.Student:
         integrations = [integration.model_dump(exclude_none=True) for integration in self.integrations]
-        hyperparameters = self.hyperparameters.model_dump()
+        hyperparameters = vars(self.hyperparameters) | (self.hyperparameters.model_extra or {})
         if hyperparameters["beta"] is None:
             del hyperparameters["beta"]
             hyperparameters |= {"beta": "auto"} if self.method == "dpo" else {}
