@@ -72,8 +72,11 @@ class Address:
 
 
 def configured(environ: Mapping[str, str], folder: Path) -> dict[str, str]:
-    """The environment over the `.env` file of this folder, as the services will read them."""
-    from_file = {name: value for name, value in dotenv_values(folder / ".env").items() if value is not None}
+    """The environment over the `.env` file of this folder, as the services will read them.  Of a file that is no text,
+    they will say so."""
+    from_file = {}
+    with contextlib.suppress(UnicodeDecodeError):
+        from_file = {name: value for name, value in dotenv_values(folder / ".env").items() if value is not None}
     return {**from_file, **environ}
 
 

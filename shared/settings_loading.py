@@ -32,6 +32,8 @@ class WrongSettings(ValueError):
 
 def wrong(error: ValueError | OSError) -> str:
     """What building `Settings` complains of, each setting by the name that its operator knows."""
+    if isinstance(error, UnicodeDecodeError):  # of that file alone: the others we read ourselves
+        return ".env cannot be read: it is not UTF-8"
     if not isinstance(error, ValidationError):
         return str(error)
     faults = error.errors(include_input=False)

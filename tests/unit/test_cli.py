@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -270,11 +271,6 @@ def test_each_worker_serves_its_metrics_on_a_port_of_its_own(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"port": 18_655, "metrics_port": 18_655}, "Port 18655 of DISTILL_METRICS_PORT is that of the api."),
-        (
-            {"metrics_port": 19_701, "worker_metrics_port": 19_700, "workers": 2},
-            "Port 19701 of DISTILL_WORKER_METRICS_PORT is that of DISTILL_METRICS_PORT.",
-        ),
         (
             {"worker_metrics_port": 65_535, "workers": 2},
             "DISTILL_WORKER_METRICS_PORT leaves no port for every worker: there is none above 65535.",
@@ -288,12 +284,33 @@ def test_each_worker_serves_its_metrics_on_a_port_of_its_own(tmp_path: Path) -> 
 def test_a_stack_that_cannot_run_says_why_before_anything_is_started(
     options: dict[str, Any], sentence: str, tmp_path: Path
 ) -> None:
+    assert _refusal(tmp_path, options).startswith(sentence)
+
+
+@pytest.mark.parametrize(
+    ("options_with", "sentence"),
+    [
+        (lambda port: {"port": port, "metrics_port": port}, "DISTILL_METRICS_PORT is that of the api."),
+        (
+            lambda port: {"metrics_port": port, "worker_metrics_port": port - 1, "workers": 2},
+            "DISTILL_WORKER_METRICS_PORT is that of DISTILL_METRICS_PORT.",
+        ),
+    ],
+)
+def test_the_servers_of_a_stack_may_not_share_a_port(
+    options_with: Callable[[int], dict[str, Any]], sentence: str, tmp_path: Path
+) -> None:
+    port = stack.free_port("127.0.0.1")
+    assert _refusal(tmp_path, options_with(port)) == f"Port {port} of {sentence}"
+
+
+def _refusal(tmp_path: Path, options: dict[str, Any]) -> str:
     given: dict[str, Any] = {"data_dir": tmp_path, "port": 0, "sandbox": False, "redis_url": "redis://127.0.0.1:1/0"}
     made = stack.Stack(stack.Options(**(given | options)), environ={}, cwd=tmp_path, say=print)
     with pytest.raises(stack.StackError) as refused:
         made.start()
     made.stop()
-    assert str(refused.value).startswith(sentence)
+    return str(refused.value)
 
 
 @pytest.mark.parametrize(
@@ -316,6 +333,14 @@ def test_doctor_finds_a_setting_that_is_misspelt(tmp_path: Path, monkeypatch: py
     checks = doctor.examine(tmp_path, client.Endpoint("http://127.0.0.1:1", None))
     settings = next(check for check in checks if check.name == "settings")
     assert (settings.state, settings.detail) == ("warn", "DISTILL_WORKER_HAND is no setting; DISTILL_WORKER_HANDS is")
+
+
+def test_doctor_says_of_a_file_that_is_no_text_which_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / ".env").write_bytes("DISTILL_LOG_LEVEL=débug".encode("latin-1"))
+    checks = doctor.examine(tmp_path, client.Endpoint("http://127.0.0.1:1", None))
+    settings = next(check for check in checks if check.name == "settings")
+    assert (settings.state, settings.detail) == ("fail", ".env cannot be read: it is not UTF-8")
 
 
 @pytest.mark.parametrize("base_url", [None, "http://127.0.0.1:9/v1"])
