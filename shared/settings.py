@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationInfo, fi
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from shared.settings_files import read_text
-from shared.settings_sources import ENV_PREFIX, DotEnv, Environment, SecretFiles, Tables, Unread
+from shared.settings_sources import ENV_PREFIX, DotEnv, Environment, SecretFiles, Tables, Unread, UnreadFiles
 from shared.settings_types import (
     HeaderText,
     HttpUrl,
@@ -244,9 +244,9 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        environment, secrets = Environment(settings_cls), SecretFiles(settings_cls)
-        dotenv = DotEnv.instead_of(dotenv_settings)
-        return init_settings, environment, secrets, dotenv, Tables(settings_cls)
+        unread, secrets = UnreadFiles(settings_cls), SecretFiles(settings_cls)
+        environment, dotenv = Environment(settings_cls), DotEnv.instead_of(dotenv_settings)
+        return unread, init_settings, environment, secrets, dotenv, Tables(settings_cls)
 
     @field_validator("*", mode="before")
     @classmethod

@@ -77,6 +77,14 @@ class SecretFiles(PydanticBaseSettingsSource):
         return {name: value for name, value in found.items() if value is not None}
 
 
+class UnreadFiles(SecretFiles):
+    """Those of them that cannot be read, which is told whatever another source says of the setting."""
+
+    def __call__(self) -> dict[str, Any]:
+        fields, found = self.settings_cls.model_fields, super().__call__().items()
+        return {str(fields[name].validation_alias or name): why for name, why in found if isinstance(why, Unread)}
+
+
 class Tables(PydanticBaseSettingsSource):
     """Providers that are built in, completed field by field by the file of tables, and tenants by theirs; what the
     environment says of either completes them in the same way."""

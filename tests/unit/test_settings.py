@@ -369,6 +369,27 @@ def test_what_only_follows_from_a_wrong_setting_is_not_told(
     assert str(refused.value) == sentence
 
 
+@pytest.mark.parametrize("source", ["environment", ".env"])
+@pytest.mark.parametrize(
+    ("name", "value", "file"),
+    [
+        ("DISTILL_ADMIN_KEY", "dk_0123456789abcdefghij", "DISTILL_ADMIN_KEY_FILE"),
+        ("OPENAI_API_KEY", "sk-x", "DISTILL_OPENAI_API_KEY_FILE"),
+        ("OPENAI_BASE_URL", "http://x/v1", "DISTILL_OPENAI_BASE_URL_FILE"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_told_also_where_another_source_has_the_setting(
+    name: str, value: str, file: str, source: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if source == "environment":
+        monkeypatch.setenv(name, value)
+    else:
+        Path(".env").write_text(f"{name}={value}\n", encoding="utf-8")
+    monkeypatch.setenv(file, "nope")
+    with pytest.raises(WrongSettings, match=f"^{file}: nope cannot be read: No such file or directory$"):
+        load_settings()
+
+
 @pytest.mark.parametrize("text", ["notjson", "[]", "5"])
 def test_what_is_no_table_is_told_also_where_a_stronger_source_completes_it(
     text: str, monkeypatch: pytest.MonkeyPatch
