@@ -255,6 +255,12 @@ class Settings(BaseSettings):
             raise named(value.why)
         return value
 
+    @field_validator("providers_file", "prices_file", "tenants_file", mode="before")
+    @classmethod
+    def _unset(cls, path: Any) -> Any:
+        """An empty text is what a variable that is not set leaves, and names no file, as with those of secrets."""
+        return None if path == "" else path
+
     # Whether settings agree is asked of the last of them, so that it is told beside whatever else is wrong.
 
     @field_validator("poll_max_seconds")

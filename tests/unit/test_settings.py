@@ -370,6 +370,17 @@ def test_what_only_follows_from_a_wrong_setting_is_not_told(
 
 
 @pytest.mark.parametrize("source", ["environment", ".env"])
+@pytest.mark.parametrize("name", ["ADMIN_KEY_FILE", "PROVIDERS_FILE", "PRICES_FILE", "TENANTS_FILE"])
+def test_an_empty_text_names_no_file(name: str, source: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if source == "environment":
+        monkeypatch.setenv(f"DISTILL_{name}", "")
+    else:
+        Path(".env").write_text(f"DISTILL_{name}=\n", encoding="utf-8")
+    settings = load_settings()
+    assert (settings.admin_key, settings.providers_file, settings.prices_file, settings.tenants_file) == (None,) * 4
+
+
+@pytest.mark.parametrize("source", ["environment", ".env"])
 @pytest.mark.parametrize(
     ("name", "value", "file"),
     [
