@@ -6,7 +6,6 @@ Everything starts with `d:`."""
 from __future__ import annotations
 
 import hashlib
-from functools import lru_cache
 from typing import Final
 
 from shared.ids import DeliveryId, EndpointId, FileId, JobId, KeyId, TenantId
@@ -127,7 +126,6 @@ def tenant_jobs(tenant: TenantId, status: JobStatus | None = None) -> str:
     return f"d:t:{tenant}:jobs" + (f":{status}" if status else "")
 
 
-@lru_cache(maxsize=1_024)  # most pairs are those of many jobs
 def tenant_metadata(tenant: TenantId, name: str, value: str) -> str:
     """ZSET of job ids, score 0: the tenant's jobs that carry this pair of metadata."""
     pair = hashlib.sha256(f"{name}\0{value}".encode()).hexdigest()[:32]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import gc
 import hashlib
 import json
+import tracemalloc
 from typing import Any
 
 import msgspec
@@ -107,6 +109,20 @@ async def test_jobs_are_filtered_by_metadata_with_every_other_filter(api: Api):
     assert problem_of(twice)["errors"][0]["code"] == "duplicate"
     many = {f"metadata[{n}]": "a" for n in range(17)}
     assert (await api.http.get("/v1/jobs", params=many)).status_code == 422
+
+
+async def test_what_jobs_are_filtered_by_is_not_kept(api: Api):
+    await api.http.get("/v1/jobs", params={"metadata[team]": "a"})
+    tracemalloc.start()
+    try:
+        for n in range(64):
+            answer = await api.http.get("/v1/jobs", params={"metadata[team]": f"{n:02}" + "x" * 50_000})
+            assert answer.json()["data"] == []
+        gc.collect()
+        kept, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert kept < 1_000_000
 
 
 async def test_jobs_are_filtered_by_the_second_they_were_created_in(api: Api):
