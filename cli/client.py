@@ -44,7 +44,7 @@ def find_endpoint(url: str | None, api_key: str | None, data_dir: Path) -> Endpo
     running = stack.running_at(data_dir)
     if api_key is None and (url is None or (running is not None and url.rstrip("/") == running.api_url)):
         with contextlib.suppress(OSError):
-            api_key = (data_dir / "admin_key").read_text(encoding="utf-8").strip()
+            api_key = stack.secret("DISTILL_ADMIN_KEY", os.environ, Path.cwd(), made=data_dir / "admin_key")
     if url is None:
         url = running.api_url if running is not None else DEFAULT_URL
     return Endpoint(_address(url), None if api_key is None else _plain(api_key.strip(), "API key"))

@@ -113,7 +113,9 @@ def up(
     try:
         with console.status("Starting"):
             address = running.start()
-        _say_where(address, running.options.data_dir, list(settings.providers))
+        key_file = os.environ.get("DISTILL_ADMIN_KEY_FILE") or running.options.data_dir / "admin_key"
+        own_key = bool(known.get("DISTILL_ADMIN_KEY"))
+        _say_where(address, running.options.data_dir, list(settings.providers), None if own_key else Path(key_file))
         threading.Event().wait()
     except KeyboardInterrupt:
         console.print("\nStopping: answers in flight are waited for (Ctrl-C again: at once).")
@@ -125,15 +127,17 @@ def _warn(line: str) -> None:
     console.print(line, style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 
-def _say_where(address: stack.Address, data_dir: Path, providers: list[str]) -> None:
+def _say_where(address: stack.Address, data_dir: Path, providers: list[str], key_file: Path | None) -> None:
+    """key_file: None where the user has set the key itself."""
+    key = "$DISTILL_ADMIN_KEY" if key_file is None else f"$(cat {key_file})"
     names = list(dict.fromkeys([*providers, "sandbox"])) if address.sandbox_url is not None else providers
     lines = [
         f"Distillery is ready at {address.api_url}",
         f"  providers  {', '.join(names) or 'none: set OPENAI_API_KEY, or run with --sandbox'}",
-        f"  API key    {data_dir / 'admin_key'}",
+        f"  API key    {key_file or 'DISTILL_ADMIN_KEY'}",
         f"  data, logs {data_dir}",
         "",
-        f'  curl -H "Authorization: Bearer $(cat {data_dir / "admin_key"})" {address.api_url}/v1/jobs',
+        f'  curl -H "Authorization: Bearer {key}" {address.api_url}/v1/jobs',
         "",
         "Ctrl-C stops it; jobs go on where they were when it is started again.",
     ]
@@ -339,14 +343,10 @@ def webhook_secret(
     """The secret with which a receiver verifies our webhooks (Standard Webhooks, whsec_…)."""
     if not keys.TENANT.fullmatch(tenant):
         raise Failure("A tenant's name has lower-case letters, digits, - and _, and begins with one of the first two.")
-    known = stack.configured(os.environ, Path.cwd())
-    secret = known.get("DISTILL_SECRET_KEY")
-    file = Path(known.get("DISTILL_SECRET_KEY_FILE") or data_dir / "secret_key")
-    if not secret:
-        try:
-            secret = file.read_text(encoding="utf-8").strip()
-        except OSError as error:
-            raise Failure(f"{file} cannot be read: {error.strerror}; `distill up` makes it.") from error
+    try:
+        secret = stack.secret("DISTILL_SECRET_KEY", os.environ, Path.cwd(), made=data_dir / "secret_key")
+    except OSError as error:
+        raise Failure(f"{error.filename} cannot be read: {error.strerror}; `distill up` makes it.") from error
     typer.echo(keys.signing_secret(secret.encode(), tenant))
 
 

@@ -32,6 +32,13 @@ SANDBOX_PORT = 8601
 #: The sandbox retires models when OpenAI does; a calendar that stands still keeps the examples' models alive in it.
 SANDBOX_TODAY = "2026-11-22"
 _SANDBOX_FIELD: Final = "DISTILL_PROVIDERS__SANDBOX__"
+#: What the services of a stack are told unless their user says something else.
+_OWN: Final[Mapping[str, str]] = {
+    "DISTILL_LOG_FORMAT": "json",
+    "DISTILL_WEBHOOK_ALLOW_HTTP": "true",
+    "DISTILL_WEBHOOK_ALLOW_NETWORKS": "127.0.0.0/8",
+    "DISTILL_WEBHOOK_PORTS": "[]",
+}
 #: From the first process to /readyz, on a slow and busy machine.
 START_TIMEOUT_SECONDS = 90.0
 API_GRACE_SECONDS = 15.0  # open event streams are given 10
@@ -80,6 +87,16 @@ def configured(environ: Mapping[str, str], folder: Path) -> dict[str, str]:
     return {**from_file, **environ}
 
 
+def secret(name: str, environ: Mapping[str, str], folder: Path, *, made: Path) -> str:
+    """As the services of a stack read it: from the environment, the file that it names, `.env`, or the file that the
+    stack has made.  Raises OSError."""
+    if told := environ.get(name):
+        return told
+    if file := environ.get(f"{name}_FILE"):
+        return Path(file).read_text(encoding="utf-8").strip()
+    return configured({}, folder).get(name) or made.read_text(encoding="utf-8").strip()
+
+
 def wants_sandbox(environ: Mapping[str, str]) -> bool:
     """Whether no provider was configured, so that only a sandbox can answer."""
     return not any(
@@ -89,14 +106,19 @@ def wants_sandbox(environ: Mapping[str, str]) -> bool:
 
 
 def children_environment(
-    environ: Mapping[str, str], *, options: Options, redis_url: str, key_files: keys.KeyFiles, address: Address
+    environ: Mapping[str, str],
+    *,
+    folder: Path,
+    options: Options,
+    redis_url: str,
+    key_files: keys.KeyFiles,
+    address: Address,
 ) -> dict[str, str]:
-    """What the API and the workers are told.  What the user has set himself is left as it is."""
+    """What the API and the workers are told.  What the user has set himself, here or in the `.env` of their folder, is
+    left as it is."""
+    known = configured(environ, folder)
     settings = {
-        "DISTILL_LOG_FORMAT": "json",
-        "DISTILL_WEBHOOK_ALLOW_HTTP": "true",
-        "DISTILL_WEBHOOK_ALLOW_NETWORKS": '["127.0.0.0/8"]',
-        "DISTILL_WEBHOOK_PORTS": "[]",
+        **{name: value for name, value in _OWN.items() if name not in known and f"{name}_FILE" not in known},
         **environ,
         "DISTILL_REDIS_URL": redis_url,
         "DISTILL_API_HOST": options.host,
@@ -105,14 +127,14 @@ def children_environment(
         "PYTHONUNBUFFERED": "1",
     }
     for name, path in (("DISTILL_SECRET_KEY", key_files.secret), ("DISTILL_ADMIN_KEY", key_files.admin)):
-        if not settings.get(name) and not settings.get(f"{name}_FILE"):
+        if not known.get(name) and not environ.get(f"{name}_FILE"):
             settings[f"{name}_FILE"] = str(path)
     if address.sandbox_url is not None:
         settings |= {
             f"{_SANDBOX_FIELD}BASE_URL": address.sandbox_url,
             f"{_SANDBOX_FIELD}API_KEY": "sk-sandbox",
         }
-        said = _fields_of_the_sandbox(environ)
+        said = _fields_of_the_sandbox(known)
         like_openai = {"prices": "openai", "can_store": "true", "can_batch": "true", "examples_min": "10"}
         for name, value in like_openai.items():
             if name not in said:
@@ -183,9 +205,14 @@ class Stack:
         redis_url = self._store.url if self._store is not None else str(self.options.redis_url)
         self.address = self._choose_address(redis_url)
         environment = children_environment(
-            self._environ, options=self.options, redis_url=redis_url, key_files=key_files, address=self.address
+            self._environ,
+            folder=self._cwd,
+            options=self.options,
+            redis_url=redis_url,
+            key_files=key_files,
+            address=self.address,
         )
-        self.admin_key = _admin_key(environment)
+        self.admin_key = secret("DISTILL_ADMIN_KEY", self._environ, self._cwd, made=key_files.admin)
         self._supervisor = Supervisor(
             programs(self.options, self.address, environment),
             log_dir=data_dir / "logs",
@@ -384,11 +411,6 @@ def _answers(client: httpx2.Client, url: str) -> bool:
         return client.get(url).status_code == httpx2.codes.OK
     except httpx2.HTTPError:
         return False
-
-
-def _admin_key(environment: Mapping[str, str]) -> str:
-    key = environment.get("DISTILL_ADMIN_KEY")
-    return key or Path(environment["DISTILL_ADMIN_KEY_FILE"]).read_text(encoding="utf-8").strip()
 
 
 def _lock_or_say_who(data_dir: Path) -> int:

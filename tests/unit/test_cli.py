@@ -103,6 +103,21 @@ def test_the_key_of_a_local_stack_is_not_sent_to_another_server(tmp_path: Path) 
     assert client.find_endpoint("https://elsewhere.example", None, tmp_path).api_key is None
 
 
+def test_the_key_that_the_user_has_given_a_local_stack_opens_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys.ensure(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / ".env").write_text("DISTILL_ADMIN_KEY=dk_of_the_file")
+    assert client.find_endpoint(None, None, tmp_path).api_key == "dk_of_the_file"
+    (tmp_path / "key").write_text("dk_of_a_secret\n")
+    monkeypatch.setenv("DISTILL_ADMIN_KEY_FILE", str(tmp_path / "key"))
+    assert client.find_endpoint(None, None, tmp_path).api_key == "dk_of_a_secret"
+    monkeypatch.setenv("DISTILL_ADMIN_KEY", "dk_of_the_environment")
+    assert client.find_endpoint(None, None, tmp_path).api_key == "dk_of_the_environment"
+    assert client.find_endpoint("https://elsewhere.example", None, tmp_path).api_key is None
+
+
 def test_white_space_around_a_key_is_no_part_of_it(tmp_path: Path) -> None:
     assert client.find_endpoint(None, "dk_secret\n", tmp_path).api_key == "dk_secret"
 
@@ -246,6 +261,7 @@ def test_children_are_told_where_secrets_are_and_never_what_they_are(tmp_path: P
     address = stack.Address(1, "http://127.0.0.1:8600", "http://127.0.0.1:8601/v1", "unix:///x?db=0")
     told = stack.children_environment(
         {"DISTILL_WEBHOOK_ALLOW_HTTP": "false"},
+        folder=tmp_path,
         options=stack.Options(tmp_path),
         redis_url=address.redis_url,
         key_files=files,
@@ -358,16 +374,20 @@ def test_a_table_of_the_sandbox_is_completed_and_its_name_said_once(
     running, complaint = doctor.read_settings(tmp_path, address)
     assert running is not None, complaint
     assert str(running.providers["sandbox"].base_url).rstrip("/") == "http://127.0.0.1:8601/v1"
-    _say_where(address, tmp_path, list(settings.providers))
-    assert "  providers  sandbox\n" in capsys.readouterr().out
+    _say_where(address, tmp_path, list(settings.providers), None)
+    said = capsys.readouterr().out
+    assert "  providers  sandbox\n" in said
+    assert '"Authorization: Bearer $DISTILL_ADMIN_KEY"' in said
 
 
 def test_the_webhook_secret_is_printed_for_a_tenant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("DISTILL_SECRET_KEY", raising=False)
     secret = keys.ensure(tmp_path / "data").secret.read_text().strip()
-    answer = CliRunner().invoke(app, ["webhook-secret", "--data-dir", str(tmp_path / "data")])
-    assert answer.stdout.strip() == keys.signing_secret(secret.encode(), "local")
+    asked = ["webhook-secret", "--data-dir", str(tmp_path / "data")]
+    assert CliRunner().invoke(app, asked).stdout.strip() == keys.signing_secret(secret.encode(), "local")
+    monkeypatch.setenv("DISTILL_SECRET_KEY_FILE", str(tmp_path / "lost"))
+    assert str(CliRunner().invoke(app, asked).exception).startswith(f"{tmp_path / 'lost'} cannot be read: No such file")
 
 
 def test_a_job_file_that_is_not_json_is_said_before_anything_is_sent(tmp_path: Path) -> None:

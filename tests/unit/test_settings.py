@@ -71,6 +71,7 @@ def test_a_partial_table_of_the_sandbox_completes_the_stacks_own(
     address = stack.Address(1, "http://127.0.0.1:8600", "http://127.0.0.1:8601/v1", "unix:///x?db=0")
     children = stack.children_environment(
         {"DISTILL_PROVIDERS_FILE": "providers.toml"},
+        folder=tmp_path,
         options=stack.Options(tmp_path),
         redis_url=address.redis_url,
         key_files=keys.ensure(tmp_path / "data"),
@@ -82,6 +83,39 @@ def test_a_partial_table_of_the_sandbox_completes_the_stacks_own(
 
     assert (sandbox.max_in_flight, sandbox.can_batch, sandbox.examples_min) == (20, False, 10)
     assert (sandbox.base_url, sandbox.prices, sandbox.can_store) == ("http://127.0.0.1:8601/v1", "openai", True)
+
+
+def test_what_stands_in_the_file_of_settings_is_left_as_it_is_by_a_local_stack(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("DISTILL_SECRET_KEY")
+    lines = {
+        "DISTILL_ADMIN_KEY": "dk_" + "a" * 40,
+        "DISTILL_SECRET_KEY": "b" * 40,
+        "DISTILL_LOG_FORMAT": "console",
+        "DISTILL_WEBHOOK_PORTS": "8443",
+        "DISTILL_PROVIDERS__SANDBOX__CAN_BATCH": "false",
+    }
+    Path(".env").write_text("\n".join(f"{name}={value}" for name, value in lines.items()), encoding="utf-8")
+    address = stack.Address(1, "http://127.0.0.1:8600", "http://127.0.0.1:8601/v1", "unix:///x?db=0")
+    children = stack.children_environment(
+        {},
+        folder=tmp_path,
+        options=stack.Options(tmp_path),
+        redis_url=address.redis_url,
+        key_files=keys.ensure(tmp_path / "data"),
+        address=address,
+    )
+    for name, value in children.items():
+        monkeypatch.setenv(name, value)
+    told = load_settings()
+
+    assert told.admin_key is not None
+    assert told.admin_key.get_secret_value() == lines["DISTILL_ADMIN_KEY"]
+    assert told.secret_key.get_secret_value() == lines["DISTILL_SECRET_KEY"]
+    assert (told.log_format, told.webhook_ports, told.webhook_allow_http) == ("console", (8443,), True)
+    assert not told.providers["sandbox"].can_batch
+    assert not any(lines["DISTILL_SECRET_KEY"] in value for value in children.values())
 
 
 def test_a_partial_table_of_nobody_known_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
