@@ -27,13 +27,9 @@ if ARGV[6] ~= "" then
   redis.call("PERSIST", KEYS[8])
   redis.call("PERSIST", KEYS[9])
 end
-local fields = tonumber(ARGV[7])
-for i = 0, fields - 1 do
-  redis.call("HSET", KEYS[1], ARGV[8 + 2 * i], ARGV[9 + 2 * i])
-end
-local at = 8 + 2 * fields
+local at = 8 + 2 * tonumber(ARGV[7])
+redis.call("HSET", KEYS[1], "sequence", 1, unpack(ARGV, 8, at - 1))
 redis.call("XADD", KEYS[2], "1-0", "e", ARGV[at])
-redis.call("HSET", KEYS[1], "sequence", 1)
 for i = at + 1, #ARGV, 2 do
   redis.call("HSET", KEYS[3], ARGV[i], ARGV[i + 1])
 end
