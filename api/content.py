@@ -15,9 +15,10 @@ import msgspec
 
 from api.schemas.completions import CompletionOut, UsageOut
 from api.schemas.jobs import JobError
+from api.validation import query_fault
 from shared.completions import Decision, StoredCompletion
 from shared.curation import Curator, Sample, SplitName, assistant_message
-from shared.errors import BadRequest, Fault, JobNotFinished, NotFound, ProviderError, ValidationFailed
+from shared.errors import BadRequest, JobNotFinished, NotFound, ProviderError
 from shared.exports import Format, formats_of, lines_of, split_of_all
 from shared.ids import locate_completion
 from shared.judge import score_in
@@ -191,8 +192,8 @@ def dataset_head(job: Job, split: SplitName, format: Format) -> DatasetHead:
     """Raises JobNotFinished before curating, unless the job has ended: what was paid for can always be exported.
     Raises ValidationFailed for a format that the dataset does not have."""
     if format not in formats_of(job.spec):
-        detail = "is openai_chat or raw for this job; pairs need teacher.samples of at least 2"
-        raise ValidationFailed(f"format {detail}.", param="format", faults=[Fault("/format", "invalid_value", detail)])
+        detail = "format is openai_chat or raw for this job; pairs need teacher.samples of at least 2"
+        raise query_fault("format", "invalid_value", detail)
     manifest = job.manifest
     if manifest is None and job.status not in TERMINAL:
         raise JobNotFinished("The dataset exists once the job's curating stage is done.")

@@ -318,7 +318,9 @@ PROBLEMS: Final[Mapping[str, Problem]] = {
     "store_full": Problem(
         503,
         "The store is full",
-        "New jobs are let in below 80 % of the database's memory only, so that accepted ones always finish.",
+        "New jobs, files of prompts and webhook endpoints are let in below 80 % of the database's memory only, so that"
+        " accepted jobs always finish.  Once all of it or the disk is used, nothing else is made either, API keys"
+        " among it.",
         "Wait for jobs to end or expire, or ask your operator.",
         retryable=True,
     ),
@@ -402,11 +404,11 @@ PROBLEMS: Final[Mapping[str, Problem]] = {
         "The first answers were mostly unusable",
         "Most of the first few completions were rejected or do not follow their schema, or most of a judge's first"
         " replies gave no score, so the rest were not bought.",
-        "Look at these completions and their reasons.  A retry is given the same ones (all but the calls that failed):"
-        " what is paid is not bought twice.  Send a new job with other prompts, another `response_format` or"
-        " `curation.response_schema`, or other `teacher.params`.  Where the cause was at the provider and is over,"
-        " another `teacher.params.seed` has the same prompts answered anew.  A judge's replies are bought anew with"
-        " another `prompt`, `model` or `sampling_params` of its grader.",
+        "Look at these completions and their reasons.  Where all calls failed, a retry makes them anew.  Otherwise it"
+        " is given the same answers (all but the calls that failed): what is paid is not bought twice.  Send a new job"
+        " with other prompts, another `response_format` or `curation.response_schema`, or other `teacher.params`. "
+        " Where the cause was at the provider and is over, another `teacher.params.seed` has the same prompts answered"
+        " anew.  A judge's replies are bought anew with another `prompt`, `model` or `sampling_params` of its grader.",
     ),
     "deadline_exceeded": Problem(
         None,

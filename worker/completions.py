@@ -192,8 +192,12 @@ class Scribe:
         cost, lost = lost_nano or 0, lost_nano is not None
         return Settlement(chunk, index, call, pack_completion(kept), cost, "failed", lost, fingerprint=fingerprint)
 
-    def smoke_failure(self, *, settled: int, accepted: int, reasons: Mapping[str, int] | None = None) -> JobError:
-        """reasons: why the others cannot be used; None for what this worker has seen on their arrival."""
+    def smoke_failure(
+        self, *, settled: int, accepted: int, failed: int, reasons: Mapping[str, int] | None = None
+    ) -> JobError:
+        """failed: those that have no answer, which a retry asks for again.
+
+        reasons: why the others cannot be used; None for what this worker has seen on their arrival."""
         seen = self._reasons if reasons is None else reasons
         listed = ", ".join(f"{code}: {count}" for code, count in sorted(seen.items())) or "see completions"
         if self._plan.role == "judge":
@@ -201,7 +205,7 @@ class Scribe:
                 ""
                 if self._plan.grader is not None
                 else " in a new job, whose source of type job reuses the teacher's answers; a retry is given the same "
-                "replies"
+                "replies, all but the calls that failed"
             )
             return JobError(
                 code="smoke_test_failed",
@@ -211,12 +215,20 @@ class Scribe:
                 param=self._plan.param.removesuffix(".model"),
                 stage=self._job.stage,
             )
+        if failed == settled:
+            return JobError(
+                code="smoke_test_failed",
+                message=f"All of the first {settled} calls failed ({listed}).  Nothing more was bought.  Look at them "
+                "with GET /v1/jobs/{id}/completions.  A retry makes them anew, once the cause at the provider is over; "
+                "where the provider refuses the requests themselves, send a new job with what it refused mended.",
+                stage=self._job.stage,
+            )
         return JobError(
             code="smoke_test_failed",
             message=f"Only {accepted} of the first {settled} completions can be used ({listed}).  Nothing more was "
-            "bought.  Look at them with GET /v1/jobs/{id}/completions.  A retry is given the same answers; send a new "
-            "job with other prompts or another schema, or with other `teacher.params` (another `seed` will do) to "
-            "have the same prompts answered anew.",
+            "bought.  Look at them with GET /v1/jobs/{id}/completions.  A retry is given the same answers, all but the "
+            "calls that failed; send a new job with other prompts or another schema, or with other `teacher.params` "
+            "(another `seed` will do) to have the same prompts answered anew.",
             stage=self._job.stage,
         )
 

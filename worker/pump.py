@@ -327,14 +327,16 @@ class Pump:
 
     async def _trial_failure(self, run: Run, result: TickResult) -> JobError | None:
         if 2 * result.accepted < result.settled:
-            return run.scribe.smoke_failure(settled=result.settled, accepted=result.accepted)
+            return run.scribe.smoke_failure(settled=result.settled, accepted=result.accepted, failed=result.failed)
         if run.plan.role != "teacher":
             return None
         smoke = self._limits.smoke_completions
         trial = await insist(lambda: tried(run.job, run.plan, self._store, completions=smoke))
         if trial.passed:
             return None
-        return run.scribe.smoke_failure(settled=trial.settled, accepted=trial.usable, reasons=trial.reasons)
+        return run.scribe.smoke_failure(
+            settled=trial.settled, accepted=trial.usable, failed=result.failed, reasons=trial.reasons
+        )
 
     async def _halt(self, run: Run, halt: Halt) -> None:
         run.stop()

@@ -101,9 +101,9 @@ async def test_a_key_revoked_elsewhere_is_refused_within_five_seconds(api: Api):
     key, secret = await api.store.api_keys.create(TenantId("acme"), ["jobs:read"])
     assert await ring.find(secret) == key
     await api.store.api_keys.revoke(None, key.id)
-    now = 4.9
-    assert await ring.find(secret) == key
-    now = 5.0
+    now = 3.9
+    assert await ring.find(secret) == key, "the store is not asked at each request"
+    now = 4.1  # what a busy process takes to answer comes on top
     assert await ring.find(secret) is None
 
 

@@ -291,7 +291,9 @@ async def test_a_job_that_ended_before_curating_is_exported_with_the_choice_made
 async def test_pairs_are_no_format_of_a_job_without_a_choice(api: Api):
     job = await begin(api, await api.create())
     answer = await api.http.get(f"/v1/jobs/{job.id}/dataset", params={"format": "openai_dpo"})
-    assert (answer.status_code, problem_of(answer)["errors"][0]["pointer"]) == (422, "/format")
+    refused = problem_of(answer)
+    assert (answer.status_code, refused["param"], refused["errors"][0]["pointer"]) == (422, "format", None)
+    assert refused["errors"][0]["detail"].startswith("format is openai_chat or raw")
 
 
 async def test_a_prompt_with_an_answer_of_its_own_is_shown_once(api: Api):

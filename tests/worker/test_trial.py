@@ -33,6 +33,8 @@ async def test_a_failed_trial_stops_before_the_rest_is_bought(store):
     halt = (await job.state()).halt
     assert (halt.kind, halt.error.code) == ("fail", "smoke_test_failed")
     assert len(teacher.asked) == 4
+    assert "All of the first 4 calls failed" in halt.error.message
+    assert "A retry makes them anew" in halt.error.message
 
 
 async def test_after_a_trial_that_passed_the_rest_is_bought(store):
