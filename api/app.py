@@ -83,7 +83,7 @@ def create_app(settings: Settings, *, store: Store | None = None, doorbell: Bell
     bell = doorbell or Doorbell(celery_app(settings.broker_url))
     prices = Prices(settings.prices_file)
     planner = Planner(used_store, providers=settings.providers, prices=prices, limits=_limits(settings))
-    catalogues = Catalogues(used_store)
+    catalogues = Catalogues(used_store, settings.providers)
     preflight = Preflight(used_store, catalogues, providers=settings.providers, prices=prices)
     job_cases = Jobs(used_store, bell, planner, preflight)
     watcher = Watcher(used_store.jobs)

@@ -244,13 +244,21 @@ class Jobs:
 
         return await self._change(tenant, job_id, decide)
 
-    async def resume(self, tenant: TenantId, job_id: str, budget: Budget | None = None) -> Job:
+    async def resume(
+        self,
+        tenant: TenantId,
+        job_id: str,
+        budget: Budget | None = None,
+        *,
+        providers: Collection[str] | None = None,
+    ) -> Job:
         """Go on with a paused job, with another budget if one is given.  Idempotent without one.
 
-        Raises ValidationFailed `cost_above_limit`, also without one, when the budget has no room for the next step, and
-        TooMany."""
+        providers: those the caller may use; None for all.  Raises Forbidden, ValidationFailed `cost_above_limit`, also
+        without a budget, when there is no room for the next step, and TooMany."""
 
         async def decide(job: Job) -> Change | None:
+            require_allowed(job.spec, providers)
             if job.status is S.RUNNING and budget is None:
                 return None
             if job.status is not S.PAUSED:

@@ -77,11 +77,20 @@ def require_provider(pointer: str, provider: str, allowed: Collection[str] | Non
 
 
 class Catalogues:
-    """The workers' catalogues, remembered for a few seconds."""
+    """The workers' catalogues, remembered for a few seconds.
 
-    def __init__(self, store: Store, *, clock: Callable[[], float] = time.time) -> None:
+    Providers at the same address may be one account, whose models are at hand by either name: whose a model is, is told
+    by the jobs at all of them."""
+
+    def __init__(
+        self, store: Store, providers: Mapping[str, ProviderSettings], *, clock: Callable[[], float] = time.time
+    ) -> None:
         self._store = store
         self._clock = clock
+        addresses = {name: str(provider.base_url).rstrip("/") for name, provider in providers.items()}
+        self._together = {
+            name: [other for other, theirs in addresses.items() if theirs == own] for name, own in addresses.items()
+        }
         self._seen: dict[str, tuple[float, Catalogue]] = {}
         self._unowned: dict[str, set[str]] = {}  # of the models in a remembered catalogue, those that no job has made
 
@@ -103,13 +112,17 @@ class Catalogues:
         asked = [each for each in named if known.get(each.provider) is None or not self._is_unowned(each)]
         if not (asked or unread):
             return [None] * len(named), known
-        answers, found = await self._store.catalogues.look_up([(each.provider, each.model) for each in asked], unread)
+        places = [(provider, each.model) for each in asked for provider in self._together[each.provider]]
+        answers, found = await self._store.catalogues.look_up(places, unread)
+        made_by = dict(zip(places, answers, strict=True))
         for provider, catalogue in zip(unread, found, strict=True):
             known[provider] = catalogue
             if catalogue is not None:
                 self._seen[provider], self._unowned[provider] = (now, catalogue), set()
-        owners = dict(zip(asked, answers, strict=True))
-        for each, owner in owners.items():
+        owners: dict[Named, TenantId | None] = {}
+        for each in asked:
+            makers = (made_by[provider, each.model] for provider in self._together[each.provider])
+            owners[each] = owner = next((maker for maker in makers if maker is not None), None)
             listed = known.get(each.provider)
             if owner is None and listed is not None and each.model in listed.models:
                 self._unowned[each.provider].add(each.model)
@@ -139,7 +152,9 @@ class Catalogues:
         found = await self.of(provider)
         if found is None:
             return None, set()
-        owners = await self._store.catalogues.all_owners(provider)
+        owners: dict[str, TenantId] = {}
+        for name in self._together[provider]:
+            owners |= await self._store.catalogues.all_owners(name)
         own = {name for name, owner in owners.items() if owner == tenant}
         made = await self._store.catalogues.made_lately(provider) if found.outcome != "unlisted" else {}
         lately = {name: ListedModel(created=at_ms // 1000) for name, at_ms in made.items()}

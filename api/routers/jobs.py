@@ -260,7 +260,8 @@ async def resume_job(
     """Go on with a paused job, with a larger budget if one is given.  A job at its budget needs one: 422 says of how
     much."""
     budget = None if body.budget is None else body.budget.to_domain()
-    return _shown(await services.jobs.resume(caller.tenant, job_id, budget), response)
+    job = await services.jobs.resume(caller.tenant, job_id, budget, providers=caller.providers)
+    return _shown(job, response)
 
 
 @router.post(

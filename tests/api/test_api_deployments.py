@@ -195,9 +195,11 @@ async def test_a_job_with_a_budget_can_be_told_of_priced_providers_alone(api: Ap
     assert (await tell(api, job, provider="open")).status_code == 200
 
 
-async def test_another_tenants_model_is_nobodys_endpoint(api: Api):
+@pytest.mark.parametrize("provider", ["openai", "open"])
+async def test_another_tenants_model_is_nobodys_endpoint(api: Api, provider: str):
+    """Nor is one of a provider at the same address, by whichever name a job has made it."""
     job = await an_awaiting_job(api)
-    await api.redis.hset(keys.tuned_models("openai"), "ft:gpt-4.1:acme::1", "acme")
+    await api.redis.hset(keys.tuned_models(provider), "ft:gpt-4.1:acme::1", "acme")
 
     foreign = await tell(api, job, model="ft:gpt-4.1:acme::1")
     base = await tell(api, job, base_model="ft:gpt-4.1:acme::1")

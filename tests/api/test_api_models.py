@@ -203,11 +203,26 @@ async def test_another_tenants_model_is_told_from_none_by_nothing(api: Api):
     assert (await api.http.post("/v1/jobs", json=asked[0], headers=rival)).status_code == 422
 
 
+async def test_providers_at_one_address_have_the_same_models_and_owners(api: Api):
+    acme, rival = await as_tenant(api, ACME), await as_tenant(api, RIVAL)
+    await tuned(api, acme)
+    await read(api, TUNED, provider="open")  # another name for the same account
+    body = a_request(teacher={"provider": "open", "model": TUNED})
+
+    refused = await api.http.post("/v1/jobs", json=body, headers=rival)
+
+    assert problem_of(refused)["code"] == "model_unknown"
+    assert (await api.http.post("/v1/jobs", json=body, headers=acme)).status_code == 202
+    assert f"open/{TUNED}" in await names(api, acme)
+    assert f"open/{TUNED}" not in await names(api, rival)
+
+
 async def test_whose_a_model_is_need_not_be_read_again_for_one_that_is_listed_and_nobodys(api: Api, monkeypatch: Any):
     await tuned(api, await as_tenant(api, ACME))
     await read(api, TUNED)
     clock = [time.time()]
-    catalogues = Catalogues(api.store, clock=lambda: clock[0])
+    openai = api.app.state.services.settings.providers["openai"]
+    catalogues = Catalogues(api.store, {"openai": openai}, clock=lambda: clock[0])
     asked: list[list[str]] = []
     whole = api.store.catalogues.look_up
 
@@ -381,12 +396,15 @@ async def test_a_key_that_could_ask_nobody_is_not_made(fenced: Api, providers: l
     assert (problem["status"], problem["errors"][0]["pointer"]) == (422, "/providers")
 
 
-async def test_a_job_is_not_run_again_with_a_provider_that_is_not_allowed(fenced: Api):
+async def test_a_job_does_not_go_on_and_is_not_run_again_with_a_provider_that_is_not_allowed(fenced: Api):
     free, held = await as_tenant(fenced, RIVAL), await as_tenant(fenced, RIVAL, providers=["lab"])
-    job = (await fenced.http.post("/v1/jobs", json=a_request(), headers=free)).json()
+    paused, job = [(await fenced.http.post("/v1/jobs", json=a_request(), headers=free)).json() for _ in range(2)]
+    await fenced.http.post(f"/v1/jobs/{paused['id']}/pause", headers=free)
     await fenced.http.post(f"/v1/jobs/{job['id']}/cancel", headers=free)
 
-    refused = await fenced.http.post(f"/v1/jobs/{job['id']}/retry", headers=held)
+    resumed = await fenced.http.post(f"/v1/jobs/{paused['id']}/resume", headers=held)
+    retried = await fenced.http.post(f"/v1/jobs/{job['id']}/retry", headers=held)
 
-    assert problem_of(refused)["code"] == "provider_not_allowed"
+    assert [problem_of(answer)["code"] for answer in (resumed, retried)] == ["provider_not_allowed"] * 2
+    assert (await fenced.http.post(f"/v1/jobs/{paused['id']}/resume", headers=free)).status_code == 200
     assert (await fenced.http.post(f"/v1/jobs/{job['id']}/retry", headers=free)).status_code == 202
