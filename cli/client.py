@@ -1,4 +1,4 @@
-"""A thin client of the REST API, and its errors as one sentence for a terminal."""
+"""A thin client of the REST API, and its errors as text for a terminal."""
 
 from __future__ import annotations
 
@@ -18,12 +18,14 @@ from cli import stack
 DEFAULT_URL = f"http://127.0.0.1:{stack.API_PORT}"
 #: GETs are repeated while the API restarts; anything else is for the user to repeat.
 GET_ATTEMPTS = 5
+#: Lines of one problem; the API itself tells no more.
+FAULTS_MAX = 20
 
 Json = dict[str, Any]
 
 
 class ApiError(RuntimeError):
-    """The API answered with an error, or did not answer; the message is one sentence."""
+    """The API answered with an error, or did not answer; the message is for a terminal."""
 
     def __init__(self, sentence: str, *, code: str | None = None, status: int | None = None) -> None:
         super().__init__(sentence)
@@ -76,7 +78,8 @@ def _plain(text: str, what: str) -> str:
 
 
 def sentence(status: int, body: Any) -> str:
-    """An RFC 9457 problem as one sentence: what is wrong, where, and the code to look up."""
+    """An RFC 9457 problem as one sentence: what is wrong, where, and the code to look up.  Several faults follow it, a
+    line each."""
     if not isinstance(body, Mapping):
         return f"The API answered {status}."
     said = str(body.get("detail") or body.get("title") or f"The API answered {status}").strip().rstrip(".")
@@ -85,12 +88,15 @@ def sentence(status: int, body: Any) -> str:
         ": ".join(filter(None, (str(fault.get("pointer") or ""), str(fault.get("detail") or fault.get("code") or ""))))
         for fault in faults
     ]
-    if places and not any(str(fault.get("pointer") or fault.get("detail")) in said for fault in faults):
-        said += " (" + "; ".join(place.rstrip(".") for place in places) + ")"
+    if len(places) == 1 and str(faults[0].get("pointer") or faults[0].get("detail")) not in said:
+        said += f" ({places[0].rstrip('.')})"
     notes = [str(body["code"])] if body.get("code") else []
     if status >= httpx2.codes.INTERNAL_SERVER_ERROR and body.get("request_id"):
         notes.append(str(body["request_id"]))
-    return f"{said}." + (f" [{', '.join(notes)}]" if notes else "")
+    lines = [f"{said}." + (f" [{', '.join(notes)}]" if notes else "")]
+    if len(places) > 1:
+        lines += [f"  {place}" for place in places[:FAULTS_MAX]]
+    return "\n".join(lines)
 
 
 class Api:

@@ -57,11 +57,21 @@ def shown(renderable: Any, width: int = 120) -> str:
     return console.file.getvalue()
 
 
-def test_a_problem_is_one_sentence_with_its_places_and_its_code() -> None:
-    assert client.sentence(422, PROBLEM) == (
-        "Two fields are wrong (/students/0/model: is required; /budget/max_cost_usd: must be a decimal string). "
-        "[validation_failed]"
+def test_a_problem_is_one_sentence_with_its_place_and_its_code() -> None:
+    body = PROBLEM | {"detail": "A field is wrong.", "errors": PROBLEM["errors"][:1]}
+    assert client.sentence(422, body) == "A field is wrong (/students/0/model: is required). [validation_failed]"
+
+
+def test_every_fault_of_a_problem_has_a_line() -> None:
+    faults = [*PROBLEM["errors"], {"pointer": None, "code": "invalid_value", "detail": "limit must be at least 1"}]
+    body = PROBLEM | {"detail": "/students/0/model is required. And 2 more.", "errors": faults}
+    assert client.sentence(422, body) == (
+        "/students/0/model is required. And 2 more. [validation_failed]\n"
+        "  /students/0/model: is required\n"
+        "  /budget/max_cost_usd: must be a decimal string.\n"
+        "  limit must be at least 1"
     )
+    assert len(client.sentence(422, PROBLEM | {"errors": faults * 20}).splitlines()) == 21
 
 
 def test_a_place_that_the_sentence_names_is_not_named_again() -> None:
