@@ -32,8 +32,11 @@ up: $(RUNTIME)
 # Test files run two at a time, which two cores carry: most of the time, the tests wait.
 PROCESSES = 2
 
+# The tests start more than a hundred processes; where bytecode is not kept, each compiles the product anew.
+PYTEST = PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -q
+
 test: $(DEV)
-	@$(BIN)/python -m pytest -q --numprocesses=$(PROCESSES) --dist=loadfile --no-loadscope-reorder
+	@$(PYTEST) --numprocesses=$(PROCESSES) --dist=loadfile --no-loadscope-reorder
 
 lint: $(DEV)
 	@$(BIN)/ruff check .
@@ -49,7 +52,7 @@ ROUNDS = 20
 soak: $(DEV)
 	@round=1; while [ $$round -le $(ROUNDS) ]; do \
 		echo "round $$round of $(ROUNDS)"; \
-		$(BIN)/python -m pytest -q -m "soak or not soak" tests/faults tests/e2e || exit 1; \
+		$(PYTEST) -m "soak or not soak" tests/faults tests/e2e || exit 1; \
 		round=$$((round + 1)); \
 	done
 
