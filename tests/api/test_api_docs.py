@@ -23,11 +23,10 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 SNIPPETS = dict(re.findall(r"^```\w+ (\w+)\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL))
 
 
-@pytest.fixture
-def system(tmp_path: Path) -> Iterator[System]:
+@pytest.fixture(scope="module")
+def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
     """What `make up` brings: API, worker, store, and a sandbox as the one provider."""
-    (tmp_path / "logs").mkdir()
-    with System(tmp_path / "logs", training_seconds=3) as running:
+    with System(tmp_path_factory.mktemp("logs"), training_seconds=3) as running:
         running.start_worker()
         running.until(lambda: running.client.get("/readyz").status_code == 200, "a worker lives")
         yield running
