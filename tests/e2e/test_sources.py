@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import pytest
 from openai import OpenAI
 from system import TEACHER, System, a_request, a_ticket
+
+
+@pytest.fixture(scope="module")
+def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
+    """For jobs of prompts and metadata of their own, and no kill."""
+    with System(tmp_path_factory.mktemp("sources")) as running:
+        running.start_worker()
+        yield running
 
 
 def asked(system: System) -> int:
@@ -17,21 +27,19 @@ def asked(system: System) -> int:
     return billed
 
 
-def test_a_job_from_a_job_buys_nothing_again(tmp_path: Path) -> None:
-    with System(tmp_path) as system:
-        system.start_worker()
-        first = system.finished(system.submit(prompts=80)["id"])
-        assert first["status"] == "succeeded", first["error"]
-        bought = asked(system)
+def test_a_job_from_a_job_buys_nothing_again(system: System) -> None:
+    first = system.finished(system.submit(prompts=80)["id"])
+    assert first["status"] == "succeeded", first["error"]
+    bought = asked(system)
 
-        split = {"validation": 0.1, "holdout": 0.3, "seed": 11}
-        second = system.finished(system.submit(source={"type": "job", "job_id": first["id"]}, split=split)["id"])
+    split = {"validation": 0.1, "holdout": 0.3, "seed": 11}
+    second = system.finished(system.submit(source={"type": "job", "job_id": first["id"]}, split=split)["id"])
 
-        assert second["status"] == "succeeded", second["error"]
-        assert asked(system) == bought
-        assert second["progress"]["reused"] == second["progress"]["completions_settled"] == 80
-        assert float(second["cost"]["by_stage"]["generating_usd"]) == 0
-        assert second["dataset"] != first["dataset"]
+    assert second["status"] == "succeeded", second["error"]
+    assert asked(system) == bought
+    assert second["progress"]["reused"] == second["progress"]["completions_settled"] == 80
+    assert float(second["cost"]["by_stage"]["generating_usd"]) == 0
+    assert second["dataset"] != first["dataset"]
 
 
 def test_a_job_from_stored_completions_generates_nothing_and_reads_each_once(tmp_path: Path) -> None:
@@ -86,13 +94,11 @@ def test_a_job_from_stored_completions_generates_nothing_and_reads_each_once(tmp
         assert told["data"] == {"read": 250, "left_out": {"foreign": 1}}
 
 
-def test_where_nothing_is_stored_the_job_says_so(tmp_path: Path) -> None:
-    with System(tmp_path) as system:
-        system.start_worker()
-        source = {"type": "stored_completions", "provider": "sandbox", "metadata": {"team": "nobody"}}
-        ended = system.finished(system.submit(source=source)["id"])
-        assert (ended["status"], ended["error"]["code"]) == ("failed", "too_few_accepted")
-        assert ended["error"]["param"] == "source.metadata"
+def test_where_nothing_is_stored_the_job_says_so(system: System) -> None:
+    source = {"type": "stored_completions", "provider": "sandbox", "metadata": {"team": "nobody"}}
+    ended = system.finished(system.submit(source=source)["id"])
+    assert (ended["status"], ended["error"]["code"]) == ("failed", "too_few_accepted")
+    assert ended["error"]["param"] == "source.metadata"
 
 
 def test_what_no_job_has_stored_is_for_the_operator_alone(tmp_path: Path) -> None:
