@@ -59,7 +59,7 @@ def examine(data_dir: Path, endpoint: Endpoint) -> Iterator[Check]:
         yield Check("settings", "warn", "; ".join(unknown), "mend the name, or unset it")
     else:
         yield Check("settings", "ok", "valid")
-    if running is None and "DISTILL_REDIS_URL" not in known:
+    if running is None and stack.told("DISTILL_REDIS_URL", os.environ, Path.cwd()) is None:
         yield Check("store", "warn", "none runs and DISTILL_REDIS_URL names none", "`distill up` brings its own")
     else:
         yield from store(settings.redis_url)
@@ -102,12 +102,11 @@ def read_settings(
     """As the services read them, with what a running stack adds; else what is wrong, each setting by name.
 
     sandbox: `distill up` will supply that provider's address, so that a table of it need not."""
-    known = stack.configured(os.environ, Path.cwd())
     added: dict[str, Any] = {}
-    if not known.get("DISTILL_REDIS_URL") and not known.get("DISTILL_REDIS_URL_FILE"):
+    if stack.told("DISTILL_REDIS_URL", os.environ, Path.cwd()) is None:
         imagined = f"unix://{quote(str(data_dir.expanduser().resolve() / 'redis.sock'))}"
         added["redis_url"] = running.redis_url if running is not None else imagined
-    if not known.get("DISTILL_SECRET_KEY") and not known.get("DISTILL_SECRET_KEY_FILE"):
+    if stack.told("DISTILL_SECRET_KEY", os.environ, Path.cwd()) is None:
         added["secret_key"] = "checked elsewhere".ljust(32)
     if sandbox or (running is not None and running.sandbox_url is not None):
         address = running.sandbox_url if running is not None else None

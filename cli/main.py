@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import FrameType
@@ -91,14 +92,14 @@ def up(
     ] = None,
 ) -> None:
     """Run API, workers and store on this machine until Ctrl-C."""
-    known = stack.configured(os.environ, Path.cwd())
+    known, told = stack.configured(os.environ, Path.cwd()), partial(stack.told, environ=os.environ, folder=Path.cwd())
     wants_sandbox = sandbox if sandbox is not None else stack.wants_sandbox(known)
     settings, complaint = examination.read_settings(data_dir, None, sandbox=wants_sandbox)
     if settings is None:
         raise Failure(f"A setting is wrong: {complaint}.")
     for name, nearest in unknown_names(known):
         _warn(f"{examination.misspelt(name, nearest)}.")
-    asked_port = port if port is not None else settings.api_port if "DISTILL_API_PORT" in known else None
+    asked_port = port if port is not None else settings.api_port if told("DISTILL_API_PORT") is not None else None
     options = stack.Options(
         data_dir=data_dir,
         host=host or settings.api_host,
@@ -107,15 +108,15 @@ def up(
         sandbox=wants_sandbox,
         metrics_port=settings.metrics_port,
         worker_metrics_port=settings.worker_metrics_port,
-        redis_url=settings.redis_url if known.get("DISTILL_REDIS_URL") or known.get("DISTILL_REDIS_URL_FILE") else None,
+        redis_url=settings.redis_url if told("DISTILL_REDIS_URL") is not None else None,
     )
     running = stack.Stack(options, environ=os.environ, cwd=Path.cwd(), say=_warn)
     try:
         with console.status("Starting"):
             address = running.start()
-        key_file = os.environ.get("DISTILL_ADMIN_KEY_FILE") or running.options.data_dir / "admin_key"
-        own_key = bool(known.get("DISTILL_ADMIN_KEY"))
-        _say_where(address, running.options.data_dir, list(settings.providers), None if own_key else Path(key_file))
+        key = told("DISTILL_ADMIN_KEY") or running.options.data_dir / "admin_key"
+        key_file = key if isinstance(key, Path) else None
+        _say_where(address, running.options.data_dir, list(settings.providers), key_file)
         threading.Event().wait()
     except KeyboardInterrupt:
         console.print("\nStopping: answers in flight are waited for (Ctrl-C again: at once).")

@@ -87,20 +87,29 @@ def configured(environ: Mapping[str, str], folder: Path) -> dict[str, str]:
     return {**from_file, **environ}
 
 
+def told(name: str, environ: Mapping[str, str], folder: Path) -> str | Path | None:
+    """What the user says of a setting, or the file that he says holds it, as the services of a stack read it: in the
+    environment, else in the `.env` file of this folder.  None where he says nothing."""
+    in_file = {name: value for name, value in configured({}, folder).items() if name not in environ}
+    for said in (environ, in_file):
+        if value := said.get(name):
+            return value
+        if file := said.get(f"{name}_FILE"):
+            return Path(file)
+    return None
+
+
 def secret(name: str, environ: Mapping[str, str], folder: Path, *, made: Path) -> str:
-    """As the services of a stack read it: from the environment, the file that it names, `.env`, or the file that the
-    stack has made.  Raises OSError."""
-    if told := environ.get(name):
-        return told
-    if file := environ.get(f"{name}_FILE"):
-        return Path(file).read_text(encoding="utf-8").strip()
-    return configured({}, folder).get(name) or made.read_text(encoding="utf-8").strip()
+    """What the user says of it, else what is in the file that the stack has made.  Raises OSError."""
+    said = told(name, environ, folder) or made
+    return said.read_text(encoding="utf-8").strip() if isinstance(said, Path) else said
 
 
 def wants_sandbox(environ: Mapping[str, str]) -> bool:
     """Whether no provider was configured, so that only a sandbox can answer."""
     return not any(
-        value.strip() and (name == "OPENAI_API_KEY" or name.startswith("DISTILL_PROVIDERS"))
+        value.strip()
+        and (name in {"OPENAI_API_KEY", "DISTILL_OPENAI_API_KEY_FILE"} or name.startswith("DISTILL_PROVIDERS"))
         for name, value in environ.items()
     )
 
@@ -127,7 +136,7 @@ def children_environment(
         "PYTHONUNBUFFERED": "1",
     }
     for name, path in (("DISTILL_SECRET_KEY", key_files.secret), ("DISTILL_ADMIN_KEY", key_files.admin)):
-        if not known.get(name) and not environ.get(f"{name}_FILE"):
+        if told(name, environ, folder) is None:
             settings[f"{name}_FILE"] = str(path)
     if address.sandbox_url is not None:
         settings |= {

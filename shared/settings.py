@@ -119,7 +119,7 @@ _AS_ALL: Final = TenantSettings()
 
 
 class Settings(BaseSettings):
-    """Read from DISTILL_… in the environment, DISTILL_…_FILE, and `.env`."""
+    """Read from DISTILL_… and DISTILL_…_FILE, in the environment and then in `.env`."""
 
     model_config = SettingsConfigDict(
         env_prefix=ENV_PREFIX,
@@ -244,9 +244,18 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        unread, secrets = UnreadFiles(settings_cls), SecretFiles(settings_cls)
         environment, dotenv = Environment(settings_cls), DotEnv.instead_of(dotenv_settings)
-        return unread, init_settings, environment, secrets, dotenv, Tables(settings_cls)
+        here, in_file = environment.env_vars, dotenv.env_vars
+        in_file = {name: value for name, value in in_file.items() if name not in here}  # each is said once
+        return (
+            UnreadFiles(settings_cls, {**in_file, **here}),
+            init_settings,
+            environment,
+            SecretFiles(settings_cls, here),
+            dotenv,
+            SecretFiles(settings_cls, in_file),
+            Tables(settings_cls),
+        )
 
     @field_validator("*", mode="before")
     @classmethod

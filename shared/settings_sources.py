@@ -4,14 +4,14 @@ No source refuses what it reads; the settings do, so that all that is wrong is t
 
 from __future__ import annotations
 
-import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from typing import Any, Final, Self, get_origin
 
 from pydantic.fields import FieldInfo
-from pydantic_settings import DotEnvSettingsSource, EnvSettingsSource, PydanticBaseSettingsSource
+from pydantic_settings import BaseSettings, DotEnvSettingsSource, EnvSettingsSource, PydanticBaseSettingsSource
 
 from shared.settings_files import read_tables, read_text
 from shared.settings_types import NO_TABLE
@@ -59,30 +59,36 @@ class DotEnv(_MarkedTables, DotEnvSettingsSource):
 
 
 class SecretFiles(PydanticBaseSettingsSource):
-    """`DISTILL_<SETTING>_FILE` names a file whose content is the setting: how container secrets arrive."""
+    """`DISTILL_<SETTING>_FILE` names a file whose content is the setting: how container secrets arrive.
+
+    said: the variables of the environment or of `.env`, by their names in lower case."""
+
+    def __init__(self, settings_cls: type[BaseSettings], said: Mapping[str, str | None]) -> None:
+        super().__init__(settings_cls)
+        self._said = said
 
     def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
+        known_as = str(field.validation_alias or field_name)  # a second name beside it would be a second value
         setting = f"{ENV_PREFIX}{field_name.upper()}_FILE"
-        path = os.environ.get(setting)
+        path = self._said.get(setting.lower())
         try:
-            return (read_text(Path(path)).strip() if path else None), field_name, False
+            return (read_text(Path(path)).strip() if path else None), known_as, False
         except ValueError as error:
-            return Unread(f"{setting}: {error}"), field_name, False
+            return Unread(f"{setting}: {error}"), known_as, False
 
     def __call__(self) -> dict[str, Any]:
         fields = self.settings_cls.model_fields
         # `DISTILL_PROVIDERS_FILE` is a setting itself, and not the value of `DISTILL_PROVIDERS`.
         secret = {name: field for name, field in fields.items() if f"{name}_file" not in fields}
-        found = {name: self.get_field_value(field, name)[0] for name, field in secret.items()}
-        return {name: value for name, value in found.items() if value is not None}
+        found = (self.get_field_value(field, name) for name, field in secret.items())
+        return {known_as: value for value, known_as, _ in found if value is not None}
 
 
 class UnreadFiles(SecretFiles):
     """Those of them that cannot be read, which is told whatever another source says of the setting."""
 
     def __call__(self) -> dict[str, Any]:
-        fields, found = self.settings_cls.model_fields, super().__call__().items()
-        return {str(fields[name].validation_alias or name): why for name, why in found if isinstance(why, Unread)}
+        return {known_as: why for known_as, why in super().__call__().items() if isinstance(why, Unread)}
 
 
 class Tables(PydanticBaseSettingsSource):

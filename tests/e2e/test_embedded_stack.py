@@ -261,6 +261,7 @@ def test_the_sandbox_runs_when_no_provider_is_configured(tmp_path: Path) -> None
     assert not stack.wants_sandbox({"DISTILL_PROVIDERS__AZURE__BASE_URL": "https://azure.example"})
     (tmp_path / ".env").write_text("OPENAI_API_KEY=sk-from-file\n")
     assert not stack.wants_sandbox(stack.configured({}, tmp_path))
+    assert not stack.wants_sandbox({"DISTILL_OPENAI_API_KEY_FILE": "key"})
 
 
 def test_an_api_that_is_not_there_gives_a_sentence_with_what_to_do() -> None:

@@ -435,6 +435,68 @@ def test_a_file_that_cannot_be_read_is_told_also_where_another_source_has_the_se
         load_settings()
 
 
+@pytest.mark.parametrize(
+    ("environment", "in_file", "taken"),
+    [
+        ({}, {"file": "c"}, "c"),
+        ({}, {"value": "d", "file": "c"}, "d"),
+        ({"file": "b"}, {"value": "d", "file": "c"}, "b"),
+        ({"file": "b"}, {"file": "nope"}, "b"),
+        ({"value": "a", "file": "b"}, {"value": "d", "file": "c"}, "a"),
+        ({"file": ""}, {"file": "c"}, None),
+    ],
+)
+@pytest.mark.parametrize("name", ["DISTILL_ADMIN_KEY", "OPENAI_API_KEY"])
+def test_the_environment_wins_over_the_file_of_settings_and_in_each_a_value_over_the_file_that_holds_it(
+    name: str,
+    environment: dict[str, str],
+    in_file: dict[str, str],
+    taken: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    def said(source: dict[str, str]) -> dict[str, str]:
+        """A value of 40 letters, and the name of the file that holds such a one."""
+        names = {"value": name, "file": f"DISTILL_{name.removeprefix('DISTILL_')}_FILE"}
+        return {names[kind]: letter * (40 if kind == "value" else 1) for kind, letter in source.items()}
+
+    for letter in "bc":
+        Path(letter).write_text(letter * 40 + "\n", encoding="utf-8")
+    for variable, value in said(environment).items():
+        monkeypatch.setenv(variable, value)
+    Path(".env").write_text("\n".join("=".join(line) for line in said(in_file).items()), encoding="utf-8")
+    told = load_settings()
+
+    if name == "OPENAI_API_KEY":
+        found = told.openai_api_key
+        assert taken is None or told.providers["openai"].api_key == found
+    else:
+        found = told.admin_key
+        Path("made").write_text("made", encoding="utf-8")
+        of_the_command_line = stack.secret(name, os.environ, tmp_path, made=Path("made"))
+        assert of_the_command_line == (taken * 40 if taken else "made")
+    assert (found and found.get_secret_value()) == (taken and taken * 40)
+
+
+def test_a_file_that_the_file_of_settings_names_and_nobody_can_read_is_told() -> None:
+    Path(".env").write_text("DISTILL_LOG_LEVEL_FILE=nope\n", encoding="utf-8")
+    with pytest.raises(WrongSettings, match=r"^DISTILL_LOG_LEVEL_FILE: nope cannot be read: No such file"):
+        load_settings()
+
+
+def test_secrets_in_files_that_the_file_of_settings_names_are_left_as_they_are_by_a_local_stack(tmp_path: Path) -> None:
+    Path(".env").write_text("DISTILL_ADMIN_KEY_FILE=a\nDISTILL_SECRET_KEY_FILE=b\n", encoding="utf-8")
+    children = stack.children_environment(
+        {},
+        folder=tmp_path,
+        options=stack.Options(tmp_path),
+        redis_url="unix:///x?db=0",
+        key_files=keys.ensure(tmp_path / "data"),
+        address=stack.Address(1, "http://127.0.0.1:8600", None, "unix:///x?db=0"),
+    )
+    assert not {"DISTILL_ADMIN_KEY_FILE", "DISTILL_SECRET_KEY_FILE"} & children.keys()
+
+
 @pytest.mark.parametrize("text", ["notjson", "[]", "5"])
 def test_what_is_no_table_is_told_also_where_a_stronger_source_completes_it(
     text: str, monkeypatch: pytest.MonkeyPatch
