@@ -40,7 +40,18 @@ def _folder(value: str | Path) -> Path:
     """An empty name would be the folder one happens to stand in."""
     if not str(value).strip():
         raise typer.BadParameter("must name a folder.")
-    return Path(value)
+    return Path(value).expanduser()  # no shell has read what stands in `.env`
+
+
+def _data_dir(context: typer.Context, param: typer.CallbackParam, value: Path) -> Path:
+    """Of what neither the option nor the environment names, `.env` may, as of every setting."""
+    source = context.get_parameter_source(str(param.name))
+    if source is None or source.name != "DEFAULT":
+        return value
+    try:
+        return _folder(stack.setting("DISTILL_DATA_DIR", os.environ, Path.cwd()) or value)
+    except OSError as error:
+        raise typer.BadParameter(f"DISTILL_DATA_DIR_FILE: {error.filename} cannot be read: {error.strerror}.") from None
 
 
 DataDir = Annotated[
@@ -49,6 +60,7 @@ DataDir = Annotated[
         envvar="DISTILL_DATA_DIR",
         help="Store, keys and logs of the stack on this machine.",
         parser=_folder,
+        callback=_data_dir,
         metavar="DIRECTORY",
     ),
 ]
@@ -97,6 +109,10 @@ def up(
     settings, complaint = examination.read_settings(data_dir, None, sandbox=wants_sandbox)
     if settings is None:
         raise Failure(f"A setting is wrong: {complaint}.")
+    own_store = settings.redis_url if told("DISTILL_REDIS_URL") is not None else None
+    for check in examination.store(own_store) if own_store is not None else ():
+        if check.state == "fail":  # no process of the stack would become ready
+            raise Failure(f"{check.name}: {check.detail.rstrip('.')}; {check.advice}.")
     for name, nearest in unknown_names(known):
         _warn(f"{examination.misspelt(name, nearest)}.")
     asked_port = port if port is not None else settings.api_port if told("DISTILL_API_PORT") is not None else None
@@ -108,7 +124,7 @@ def up(
         sandbox=wants_sandbox,
         metrics_port=settings.metrics_port,
         worker_metrics_port=settings.worker_metrics_port,
-        redis_url=settings.redis_url if told("DISTILL_REDIS_URL") is not None else None,
+        redis_url=own_store,
     )
     running = stack.Stack(options, environ=os.environ, cwd=Path.cwd(), say=_warn)
     try:

@@ -99,10 +99,15 @@ def told(name: str, environ: Mapping[str, str], folder: Path) -> str | Path | No
     return None
 
 
+def setting(name: str, environ: Mapping[str, str], folder: Path) -> str | None:
+    """The same with a file's content in place of the file.  Raises OSError."""
+    said = told(name, environ, folder)
+    return said.read_text(encoding="utf-8").strip() if isinstance(said, Path) else said
+
+
 def secret(name: str, environ: Mapping[str, str], folder: Path, *, made: Path) -> str:
     """What the user says of it, else what is in the file that the stack has made.  Raises OSError."""
-    said = told(name, environ, folder) or made
-    return said.read_text(encoding="utf-8").strip() if isinstance(said, Path) else said
+    return setting(name, environ, folder) or made.read_text(encoding="utf-8").strip()
 
 
 def wants_sandbox(environ: Mapping[str, str]) -> bool:

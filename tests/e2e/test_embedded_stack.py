@@ -19,8 +19,10 @@ from pathlib import Path
 import httpx2
 import pytest
 import redis
+from typer.testing import CliRunner
 
-from cli import client, stack
+from cli import client, doctor, embedded, stack
+from cli.main import app
 from cli.stack import Address, Options, Stack, StackError
 from cli.supervisor import ChildFailed, Program, Supervisor, restart_delay
 
@@ -253,6 +255,28 @@ def test_a_named_redis_is_used_and_none_is_started(data_dir: Path, said: list[st
     with a_stack(data_dir, said, sandbox=False, redis_url="redis://127.0.0.1:1/0") as running:
         assert running.address.redis_url == "redis://127.0.0.1:1/0"
         assert not (data_dir / "store").exists()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"requirepass": "another"}, "does not answer: "),
+        ({"appendfsync": "everysec"}, "appendfsync: is everysec: the last second of accepted jobs can be lost"),
+    ],
+)
+def test_a_store_that_cannot_serve_is_told_in_the_doctors_words_before_anything_is_started(
+    data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: dict[str, str], told: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with embedded.start(data_dir) as server, closing(redis.Redis.from_url(server.url)) as db:
+        for setting, value in wrong.items():
+            db.config_set(setting, value)
+        monkeypatch.setenv("DISTILL_REDIS_URL", server.url)
+        failed = [check for check in doctor.store(server.url) if check.state == "fail"]
+        ended = CliRunner().invoke(app, ["up", "--data-dir", "data"])
+    assert str(ended.exception) == f"{failed[0].name}: {failed[0].detail.rstrip('.')}; {failed[0].advice}."
+    assert told in str(ended.exception)
+    assert not (tmp_path / "data").exists()
 
 
 def test_the_sandbox_runs_when_no_provider_is_configured(tmp_path: Path) -> None:

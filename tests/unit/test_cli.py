@@ -353,6 +353,33 @@ def test_what_would_be_taken_for_something_else_is_refused(arguments: list[str],
     assert said in ended.output + str(ended.exception)
 
 
+@pytest.mark.parametrize(
+    ("options", "environment", "in_file", "taken"),
+    [
+        ([], {}, "DISTILL_DATA_DIR=of_the_file", "of_the_file"),
+        ([], {}, "DISTILL_DATA_DIR_FILE=name", "of_a_name"),
+        ([], {"DISTILL_DATA_DIR": "of_the_environment"}, "DISTILL_DATA_DIR=of_the_file", "of_the_environment"),
+        (["--data-dir", "asked"], {}, "DISTILL_DATA_DIR=of_the_file", "asked"),
+        ([], {}, "DISTILL_DATA_DIR=", ".distillery"),
+    ],
+)
+def test_the_data_directory_may_be_named_in_the_file_of_settings(
+    options: list[str],
+    environment: dict[str, str],
+    in_file: str,
+    taken: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DISTILL_SECRET_KEY", raising=False)
+    (tmp_path / ".env").write_text(in_file)
+    (tmp_path / "name").write_text("of_a_name\n")
+    secret = keys.ensure(tmp_path / taken).secret.read_text().strip()
+    ended = CliRunner().invoke(app, ["webhook-secret", *options], env=environment)
+    assert ended.stdout.strip() == keys.signing_secret(secret.encode(), "local")
+
+
 def test_doctor_finds_a_setting_that_is_misspelt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DISTILL_WORKER_HAND", "1")
