@@ -70,7 +70,8 @@ def unknown_names(environ: Mapping[str, str] | None = None) -> Iterator[tuple[st
     fields = {
         f"{ENV_PREFIX}{name.upper()}" for name, field in Settings.model_fields.items() if not field.validation_alias
     }
-    known = fields | {f"{name}_FILE" for name in fields} | _NAMES_OF_OTHERS
+    files = {f"{ENV_PREFIX}{name.upper()}_FILE" for name in Settings.model_fields}  # of OPENAI_API_KEY, too
+    known = fields | files | _NAMES_OF_OTHERS
     for name in sorted(named):
         of_table = name.upper().startswith((f"{ENV_PREFIX}PROVIDERS__", f"{ENV_PREFIX}TENANTS__"))
         if name.upper().startswith(ENV_PREFIX) and name.upper() not in known and not of_table:

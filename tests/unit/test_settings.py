@@ -587,6 +587,7 @@ def test_a_name_that_is_no_setting_is_found_with_the_one_that_was_meant() -> Non
         "DISTILL_WORKER_HAND": "1",
         "DISTILL_COLOUR": "red",
         "DISTILL_SECRET_KEY_FILE": "x",
+        "DISTILL_OPENAI_API_KEY_FILE": "x",
         "DISTILL_PROVIDERS__LAB__BASE_URL": "x",
         "DISTILL_API_KEY": "x",
         "HOME": "/",
