@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import nullcontext
 from typing import cast
 
 from starlette.applications import Starlette
@@ -35,8 +36,8 @@ class Gate:
         request_id = scope["sandbox.request_id"] = world.new_id("req_")
         body = await _read(receive)
         scope["sandbox.body"] = body
-        world.ledger.enter()
-        try:
+        asks = scope["method"] == "POST" and scope["path"].endswith("/chat/completions")
+        with world.ledger.asked() if asks else nullcontext():
             reply, mishap = await self._reply(scope, receive, body)
             reply.headers += [
                 (b"date", world.clock.http_date().encode()),
@@ -52,8 +53,6 @@ class Gate:
                 await reply.send(send)
             else:
                 await mishap.carry_out(reply, scope, receive, send)
-        finally:
-            world.ledger.leave()
 
     async def _reply(self, scope: Scope, receive: Receive, body: bytes) -> tuple[Reply, Mishap | None]:
         reply = Reply()

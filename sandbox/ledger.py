@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import msgspec
@@ -28,12 +30,15 @@ class Ledger:
         self.in_flight = 0
         self.max_in_flight = 0
 
-    def enter(self) -> None:
+    @contextmanager
+    def asked(self) -> Iterator[None]:
+        """A completion is asked while the block runs."""
         self.in_flight += 1
         self.max_in_flight = max(self.max_in_flight, self.in_flight)
-
-    def leave(self) -> None:
-        self.in_flight -= 1
+        try:
+            yield
+        finally:
+            self.in_flight -= 1
 
     def count(self, what: str) -> None:
         previous = self._store.get("counter", what)

@@ -62,7 +62,9 @@ class ProviderSettings(BaseModel):
     can_dpo: bool = Field(True, description="trains students by method dpo too")
     examples_min: int = Field(1, ge=1, description="fewest examples that it trains a student with; 10 at OpenAI")
     can_batch: bool = Field(False, description="serves batches: half the price, up to a day later")
-    max_in_flight: int = Field(1000, ge=1, le=10_000, description="calls at once, per worker process")
+    max_in_flight: int = Field(
+        1000, ge=1, le=10_000, description="calls at once, per worker process, whichever jobs they are for"
+    )
     requests_per_minute: int | None = Field(None, ge=1, description="shared by all workers; null: learned")
     tokens_per_minute: int | None = Field(None, ge=1, description="shared by all workers; null: learned")
     timeout_seconds: float = Field(120.0, gt=0, le=900, description="one completion, whole")
@@ -191,7 +193,9 @@ class Settings(BaseSettings):
     worker_hands: int = Field(
         16, ge=1, le=256, description="jobs in hand at once, per worker process; half of them of one tenant"
     )
-    worker_max_in_flight: int = Field(200, ge=1, le=10_000, description="teacher calls at once, per worker process")
+    worker_max_in_flight: int = Field(
+        200, ge=1, le=10_000, description="calls at once, to all providers together, per worker process"
+    )
     chunk_size: int = Field(100, ge=1, le=1_000, description="prompts leased together")
     chunk_lease_seconds: float = Field(30.0, ge=1, le=600, description="a chunk is free again when nobody renews it")
     lease_seconds: float = Field(30.0, ge=1, le=600, description="a job is free again when nobody renews it")

@@ -3,8 +3,9 @@
 One pump per process.  It draws from a window of open passes in which every tenant has its part, begins calls only after
 the store has granted them (lease, ledger, trial, budget), and hands every answer to the store as it arrives.  A freed
 slot goes to the tenant, then the job, with the fewest calls in flight here (`slots`), so a job of ten prompts is not
-kept waiting by one of a hundred thousand, nor by a thousand jobs.  Any number of pumps work on one pass; none of them
-holds a job's lease."""
+kept waiting by one of a hundred thousand, nor by a thousand jobs.  A call has its slot, of the process and of its
+provider, before it is granted: nothing is reserved, timed or leased for a call that waits.  Any number of pumps work on
+one pass; none of them holds a job's lease."""
 
 from __future__ import annotations
 
@@ -185,6 +186,7 @@ class Pump:
             job,
             teacher=self._providers.teacher(plan.provider),
             timeout_seconds=settings.timeout_seconds,
+            max_in_flight=settings.max_in_flight,
             allowance=self._allowance(plan, settings),
             archive=self._providers.archive(plan.provider) if plan.store else None,
             scribe=Scribe(

@@ -35,13 +35,15 @@ class Call:
 @dataclass(eq=False)
 class Run:
     """chunks: those leased, each with the prompts not settled yet.  mine: prompts of which a `Call` lives here, so that
-    a chunk that comes back to this process is not asked twice."""
+    a chunk that comes back to this process is not asked twice.  max_in_flight: calls at once, of all runs of this
+    process, that its provider takes."""
 
     pass_id: PassId
     plan: PassPlan
     job: Job
     teacher: TeacherPort
     timeout_seconds: float
+    max_in_flight: int
     allowance: Allowance
     archive: CompletionArchive | None
     scribe: Scribe

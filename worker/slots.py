@@ -1,6 +1,8 @@
 """Who gets the next free slot: of the tenant with the fewest calls in flight here, the run with the fewest.
 
-Asking and answering cost the same however many runs there are."""
+A provider that takes fewer calls at once than the process makes has a queue of its own, so that what it cannot take
+keeps nobody else waiting; the runs at all others share one.  Asking and answering cost the same however many runs there
+are."""
 
 from __future__ import annotations
 
@@ -43,13 +45,17 @@ class Line(Generic[T]):
         if not equals:
             del self._waiting[slots]
 
+    def fewest(self) -> int:
+        """Slots that the first has.  Only of a line in which something waits."""
+        return min(self._waiting)
+
     def first(self) -> T:
         """Only of a line in which something waits."""
         return next(iter(self._waiting[min(self._waiting)]))
 
 
-class Slots:
-    """most: calls at once in this process."""
+class Queue:
+    """The runs that share a limit.  most: calls at once of all of them."""
 
     def __init__(self, most: int) -> None:
         self._most = most
@@ -59,17 +65,16 @@ class Slots:
         self._runs: dict[TenantId, Line[Run]] = {}
 
     @property
-    def in_flight(self) -> int:
-        return self._in_flight
+    def is_open(self) -> bool:
+        """Whether somebody waits who may start."""
+        return bool(self._tenants) and self._in_flight < self._most
 
     def offer(self, run: Run) -> None:
-        """The run has something that waits for a slot."""
         tenant = run.job.tenant
         self._runs.setdefault(tenant, Line()).put(run, run.in_flight)
         self._tenants.put(tenant, self._of_tenant[tenant])
 
     def withdraw(self, run: Run) -> None:
-        """It has nothing that could start now."""
         tenant = run.job.tenant
         line = self._runs.get(tenant)
         if line is None:
@@ -79,19 +84,15 @@ class Slots:
             del self._runs[tenant]
             self._tenants.drop(tenant)
 
-    def next(self) -> Run | None:
-        """The run that a free slot is for; None when none is free or nobody waits."""
-        if self._in_flight >= self._most or not self._tenants:
-            return None
+    def fewest(self) -> int:
+        """Calls in this queue of the tenant that is first.  Only of an open one."""
+        return self._tenants.fewest()
+
+    def first(self) -> Run:
+        """Only of an open one."""
         return self._runs[self._tenants.first()].first()
 
-    def take(self, run: Run) -> None:
-        self._count(run, 1)
-
-    def release(self, run: Run) -> None:
-        self._count(run, -1)
-
-    def _count(self, run: Run, change: int) -> None:
+    def count(self, run: Run, change: int) -> None:
         tenant = run.job.tenant
         run.in_flight += change
         self._in_flight += change
@@ -103,3 +104,53 @@ class Slots:
             if run in line:
                 line.put(run, run.in_flight)
             self._tenants.put(tenant, self._of_tenant[tenant])
+
+
+class Slots:
+    """most: calls at once in this process."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._in_flight = 0
+        self._queues: dict[str, Queue] = {}  # the one that has waited longest for a slot is first
+
+    @property
+    def in_flight(self) -> int:
+        return self._in_flight
+
+    def offer(self, run: Run) -> None:
+        """The run has something that waits for a slot."""
+        name = self._name(run)
+        if name not in self._queues:
+            self._queues[name] = Queue(min(self._most, run.max_in_flight))
+        self._queues[name].offer(run)
+
+    def withdraw(self, run: Run) -> None:
+        """It has nothing that could start now."""
+        queue = self._queues.get(self._name(run))
+        if queue is not None:
+            queue.withdraw(run)
+
+    def next(self) -> Run | None:
+        """The run that a free slot is for; None when none is free or nobody waits who may start."""
+        if self._in_flight >= self._most:
+            return None
+        chosen: Queue | None = None
+        for queue in self._queues.values():
+            if queue.is_open and (chosen is None or queue.fewest() < chosen.fewest()):
+                chosen = queue
+        return None if chosen is None else chosen.first()
+
+    def take(self, run: Run) -> None:
+        name = self._name(run)
+        queue = self._queues[name] = self._queues.pop(name)  # behind its equals
+        self._in_flight += 1
+        queue.count(run, 1)
+
+    def release(self, run: Run) -> None:
+        self._in_flight -= 1
+        self._queues[self._name(run)].count(run, -1)
+
+    def _name(self, run: Run) -> str:
+        """Of the run's queue: its provider, or nothing where the limit of the process is the narrower one."""
+        return run.plan.provider if run.max_in_flight < self._most else ""

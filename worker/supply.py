@@ -63,10 +63,12 @@ class Supply:
         self._stopped = True
 
     def top_up(self, run: Run) -> None:
-        """Fetch ahead where a run holds less than one and a half of its even share of the slots."""
+        """Fetch ahead where a run holds less than one and a half of its even share of the slots.
+
+        Not more than its provider takes: what one worker cannot ask soon is another's."""
         if self._stopped or run.stopped or run.leaving or run.drained or run.blocked_until > time.monotonic():
             return
-        share = max(1, self._in_flight // max(1, len(self._runs)))
+        share = min(run.max_in_flight, max(1, self._in_flight // max(1, len(self._runs))))
         missing = share + share // 2 - len(run.mine)
         wanted = min(_FETCHES_MAX, -(-missing // run.job.chunk_size)) - run.fetching
         for _ in range(wanted):

@@ -72,6 +72,18 @@ async def test_a_judge_is_asked_once_all_have_answered_and_its_rows_stand_in_the
     assert not [text for text in lab.the_teacher.asked[first_judged:] if not is_judging(text)]
 
 
+async def test_the_provider_s_limit_of_calls_at_once_holds_for_evaluation_and_judge_too(store):
+    lab = Lab(a_class(), max_in_flight=2)
+    lab.the_teacher.seconds = 0.002
+    job = await accepted(store, a_judged_job(), prompts(40))
+
+    async with pumping(store, lab, in_flight=40):
+        ended = await rung(store, an_engine(store, lab), job, times=300)
+
+    assert ended.status is S.SUCCEEDED, ended.error
+    assert lab.the_teacher.most_at_once == 2
+
+
 async def test_a_reply_that_is_no_score_makes_the_row_incomplete_and_lowers_nothing(store):
     replies = iter(["I would rather not say."] + ['{"score": 0.8}'] * 1000)
     lab = Lab(a_class(lambda _: next(replies)))

@@ -5,7 +5,7 @@ import time
 from collections import Counter
 
 import pytest
-from builders import a_prompt, loaded
+from builders import a_prompt, a_spec, loaded
 from doubles import Lab, ScriptedTeacher, an_answer, flaky, prices_of_a_nano, pumping, until
 from passes import work
 
@@ -18,6 +18,7 @@ from shared.errors import (
 )
 from shared.ids import TenantId
 from shared.lifecycle import JobStatus
+from shared.models import Teacher
 from shared.store import keys
 from shared.store.jobs import Change
 from worker import pump as pump_module
@@ -89,6 +90,50 @@ async def test_a_worker_does_not_call_more_at_once_than_it_may(store):
         await until(job.complete)
 
     assert teacher.most_at_once == 7
+
+
+async def test_a_provider_is_not_asked_more_at_once_than_it_takes_however_many_jobs_ask(store):
+    teacher, jobs = ScriptedTeacher(seconds=0.01), [await work(store, 20, tenant=TenantId(name)) for name in "aab"]
+
+    async with pumping(store, Lab(teacher, max_in_flight=3), in_flight=40):
+        for job in jobs:
+            await until(job.complete)
+
+    assert teacher.most_at_once == 3
+
+
+async def test_a_provider_that_takes_few_calls_and_answers_none_keeps_no_other_waiting(store):
+    stuck, quick = ScriptedTeacher(seconds=60), ScriptedTeacher()
+    narrow = Lab(stuck, max_in_flight=2)
+
+    class Labs(Lab):
+        def settings(self, name):
+            return narrow.settings(name) if name == "narrow" else super().settings(name)
+
+        def teacher(self, name):
+            return stuck if name == "narrow" else quick
+
+    teacher = Teacher(provider="narrow", model="gpt-4.1")
+    for _ in range(3):
+        await work(store, 40, spec=a_spec(teacher=teacher))
+    async with pumping(store, Labs(), in_flight=6) as (pump, _):
+        await until(lambda: len(stuck.asked) == 2)
+        other = await work(store, 40)
+        await until(other.complete)
+
+        assert (len(stuck.asked), pump.in_flight) == (2, 2)
+
+
+async def test_a_worker_takes_no_more_of_a_job_than_its_provider_lets_it_ask_soon(store):
+    teacher = ScriptedTeacher(seconds=60)
+    await work(store, 200, chunk_size=5)
+
+    async with pumping(store, Lab(teacher, max_in_flight=4), in_flight=100) as (pump, _):
+        await until(lambda: len(teacher.asked) == 4)
+        await asyncio.sleep(0.05)
+
+        (run,) = pump._runs.values()
+        assert len(run.mine) <= 10, "one and a half of the four, in whole chunks"
 
 
 async def test_a_small_job_is_not_kept_waiting_by_a_large_one(store):
