@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import platform
 import shutil
@@ -20,6 +21,7 @@ from redis.retry import Retry
 
 from cli import embedded, stack
 from cli.client import Endpoint
+from shared.pricing import Prices
 from shared.settings import ProviderSettings, Settings
 from shared.settings_loading import unknown_names, wrong
 
@@ -66,6 +68,7 @@ def examine(data_dir: Path, endpoint: Endpoint) -> Iterator[Check]:
     providers = {name: one for name, one in settings.providers.items() if not (imagined and name == "sandbox")}
     for name, provider in providers.items():
         yield provider_answers(name, provider)
+    yield from price_lists(settings)
     if not providers:
         yield Check("providers", "warn", "none is configured", "set OPENAI_API_KEY, or use the sandbox of `distill up`")
     yield api(endpoint)
@@ -172,6 +175,16 @@ def provider_answers(name: str, provider: ProviderSettings) -> Check:
     if answer.is_error:
         return Check(title, "warn", said, "check base_url")
     return Check(title, "ok", f"{provider.base_url} answers" + ("" if key else ", without a key"))
+
+
+def price_lists(settings: Settings) -> Iterator[Check]:
+    """Those that providers name and nobody knows."""
+    known = Prices(settings.prices_file).lists()
+    for name, provider in settings.providers.items():
+        if provider.prices is not None and provider.prices not in known:
+            near = difflib.get_close_matches(provider.prices, known, n=1)
+            detail = f"no price list is called {provider.prices}" + (f"; did you mean {near[0]}?" if near else "")
+            yield Check(f"provider {name}", "warn", detail, "mend `prices`: without one no budget can be kept there")
 
 
 def api(endpoint: Endpoint) -> Check:

@@ -111,6 +111,10 @@ class Prices:
         self._clock = clock
         self._bands: dict[tuple[str, str, str | None], tuple[float, _Bands | None]] = {}
 
+    def lists(self) -> set[str]:
+        """Names of all price lists: those of the operator's file and of genai-prices."""
+        return {*self._own, *(provider.id for provider in get_snapshot().providers)}
+
     def is_priced(self, price_list: str | None, model: str) -> bool:
         return self._rates(price_list, model, None) is not None
 

@@ -388,6 +388,19 @@ def test_doctor_finds_a_setting_that_is_misspelt(tmp_path: Path, monkeypatch: py
     assert (settings.state, settings.detail) == ("warn", "DISTILL_WORKER_HAND is no setting; DISTILL_WORKER_HANDS is")
 
 
+def test_doctor_finds_a_price_list_that_is_misspelt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "prices.toml").write_text('[house."*"]\ninput = "1"\noutput = "2"\n')
+    monkeypatch.setenv("DISTILL_PRICES_FILE", "prices.toml")
+    for name, prices in (("LAB", "opnai"), ("OWN", "house")):
+        monkeypatch.setenv(f"DISTILL_PROVIDERS__{name}__BASE_URL", "http://127.0.0.1:1/v1")
+        monkeypatch.setenv(f"DISTILL_PROVIDERS__{name}__PRICES", prices)
+    settings, complaint = doctor.read_settings(tmp_path, None)
+    assert settings is not None, complaint
+    said = [f"{check.name}: {check.detail}" for check in doctor.price_lists(settings)]
+    assert said == ["provider lab: no price list is called opnai; did you mean openai?"]
+
+
 def test_doctor_says_of_a_file_that_is_no_text_which_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / ".env").write_bytes("DISTILL_LOG_LEVEL=débug".encode("latin-1"))
