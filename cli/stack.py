@@ -111,12 +111,14 @@ def secret(name: str, environ: Mapping[str, str], folder: Path, *, made: Path) -
 
 
 def wants_sandbox(environ: Mapping[str, str]) -> bool:
-    """Whether no provider was configured, so that only a sandbox can answer."""
-    return not any(
-        value.strip()
-        and (name in {"OPENAI_API_KEY", "DISTILL_OPENAI_API_KEY_FILE"} or name.startswith("DISTILL_PROVIDERS"))
-        for name, value in environ.items()
-    )
+    """Whether no provider was configured, so that only a sandbox can answer.  What completes the sandbox's own table
+    configures none, unless it says where one is."""
+    said = {name for name, value in environ.items() if value.strip()}
+    providers = {name for name in said if name.startswith("DISTILL_PROVIDERS") and not name.startswith(_SANDBOX_FIELD)}
+    if "DISTILL_PROVIDERS_FILE" in providers and _tables_of_providers(environ).keys() <= {"sandbox"}:
+        providers.remove("DISTILL_PROVIDERS_FILE")
+    keys_of_openai = said & {"OPENAI_API_KEY", "DISTILL_OPENAI_API_KEY_FILE"}
+    return not (providers or keys_of_openai or "base_url" in _fields_of_the_sandbox(environ))
 
 
 def children_environment(
@@ -162,12 +164,17 @@ def children_environment(
 def _fields_of_the_sandbox(environ: Mapping[str, str]) -> set[str]:
     """What the user says of the sandbox, in the environment or in the file of providers."""
     said = {name.removeprefix(_SANDBOX_FIELD).lower() for name in environ if name.startswith(_SANDBOX_FIELD)}
+    table = _tables_of_providers(environ).get("sandbox")
+    return said | set(table if isinstance(table, dict) else ())
+
+
+def _tables_of_providers(environ: Mapping[str, str]) -> dict[str, Any]:
+    """Those of the file; none of a file that cannot be read, of which the API says what is wrong."""
     path = Path(environ.get("DISTILL_PROVIDERS_FILE") or os.devnull)
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8")).get("sandbox")
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return said  # the API says what is wrong with the file
-    return said | set(table if isinstance(table, dict) else ())
+        return {}
 
 
 def programs(options: Options, address: Address, environment: Mapping[str, str]) -> list[Program]:

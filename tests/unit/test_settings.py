@@ -582,6 +582,24 @@ def test_no_key_is_no_provider(monkeypatch: pytest.MonkeyPatch) -> None:
         assert stack.wants_sandbox({"OPENAI_API_KEY": nothing})
 
 
+@pytest.mark.parametrize(
+    ("environ", "tables", "wanted"),
+    [
+        ({"DISTILL_PROVIDERS__SANDBOX__MAX_IN_FLIGHT": "5"}, "", True),
+        ({}, "[sandbox]\nmax_in_flight = 5", True),
+        ({"DISTILL_PROVIDERS__SANDBOX__BASE_URL": "http://127.0.0.1:9/v1"}, "", False),
+        ({}, '[sandbox]\nbase_url = "http://127.0.0.1:9/v1"', False),
+        ({}, '[lab]\nbase_url = "http://127.0.0.1:9/v1"\n[sandbox]\nmax_in_flight = 5', False),
+    ],
+)
+def test_what_completes_the_sandbox_is_no_provider_of_ones_own(
+    environ: dict[str, str], tables: str, wanted: bool, tmp_path: Path
+) -> None:
+    (tmp_path / "tables.toml").write_text(tables)
+    file = {"DISTILL_PROVIDERS_FILE": str(tmp_path / "tables.toml")} if tables else {}
+    assert stack.wants_sandbox(environ | file) is wanted
+
+
 def test_a_name_that_is_no_setting_is_found_with_the_one_that_was_meant() -> None:
     environ = {
         "DISTILL_WORKER_HAND": "1",
