@@ -64,20 +64,24 @@ def test_the_environment_completes_a_table_and_wins_over_it(monkeypatch: pytest.
     assert (lab.base_url, lab.max_in_flight, lab.can_train) == ("http://lab/v1", 7, False)
 
 
+def children_of_a_stack(folder: Path, environ: dict[str, str]) -> dict[str, str]:
+    """What its services are told."""
+    address = stack.Address(1, "http://127.0.0.1:8600", "http://127.0.0.1:8601/v1", "unix:///x?db=0")
+    return stack.children_environment(
+        environ,
+        folder=folder,
+        options=stack.Options(folder),
+        redis_url=address.redis_url,
+        key_files=keys.ensure(folder / "data"),
+        address=address,
+    )
+
+
 def test_a_partial_table_of_the_sandbox_completes_the_stacks_own(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     Path("providers.toml").write_text("[sandbox]\nmax_in_flight = 20\ncan_batch = false", encoding="utf-8")
-    address = stack.Address(1, "http://127.0.0.1:8600", "http://127.0.0.1:8601/v1", "unix:///x?db=0")
-    children = stack.children_environment(
-        {"DISTILL_PROVIDERS_FILE": "providers.toml"},
-        folder=tmp_path,
-        options=stack.Options(tmp_path),
-        redis_url=address.redis_url,
-        key_files=keys.ensure(tmp_path / "data"),
-        address=address,
-    )
-    for name, value in children.items():
+    for name, value in children_of_a_stack(tmp_path, {"DISTILL_PROVIDERS_FILE": "providers.toml"}).items():
         monkeypatch.setenv(name, value)
     sandbox = Settings().providers["sandbox"]
 
@@ -97,15 +101,7 @@ def test_what_stands_in_the_file_of_settings_is_left_as_it_is_by_a_local_stack(
         "DISTILL_PROVIDERS__SANDBOX__CAN_BATCH": "false",
     }
     Path(".env").write_text("\n".join(f"{name}={value}" for name, value in lines.items()), encoding="utf-8")
-    address = stack.Address(1, "http://127.0.0.1:8600", "http://127.0.0.1:8601/v1", "unix:///x?db=0")
-    children = stack.children_environment(
-        {},
-        folder=tmp_path,
-        options=stack.Options(tmp_path),
-        redis_url=address.redis_url,
-        key_files=keys.ensure(tmp_path / "data"),
-        address=address,
-    )
+    children = children_of_a_stack(tmp_path, {})
     for name, value in children.items():
         monkeypatch.setenv(name, value)
     told = load_settings()
@@ -486,15 +482,7 @@ def test_a_file_that_the_file_of_settings_names_and_nobody_can_read_is_told() ->
 
 def test_secrets_in_files_that_the_file_of_settings_names_are_left_as_they_are_by_a_local_stack(tmp_path: Path) -> None:
     Path(".env").write_text("DISTILL_ADMIN_KEY_FILE=a\nDISTILL_SECRET_KEY_FILE=b\n", encoding="utf-8")
-    children = stack.children_environment(
-        {},
-        folder=tmp_path,
-        options=stack.Options(tmp_path),
-        redis_url="unix:///x?db=0",
-        key_files=keys.ensure(tmp_path / "data"),
-        address=stack.Address(1, "http://127.0.0.1:8600", None, "unix:///x?db=0"),
-    )
-    assert not {"DISTILL_ADMIN_KEY_FILE", "DISTILL_SECRET_KEY_FILE"} & children.keys()
+    assert not {"DISTILL_ADMIN_KEY_FILE", "DISTILL_SECRET_KEY_FILE"} & children_of_a_stack(tmp_path, {}).keys()
 
 
 @pytest.mark.parametrize("text", ["notjson", "[]", "5"])
