@@ -43,6 +43,14 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
+@pytest.fixture
+def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No settings but those that a test makes, and the two without which there are none."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DISTILL_REDIS_URL", "redis://127.0.0.1/0")
+    monkeypatch.setenv("DISTILL_SECRET_KEY", "s" * 32)
+
+
 @pytest.fixture(autouse=True)
 def no_network_for_unit_tests(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if UNIT not in request.path.parents:
