@@ -5,8 +5,9 @@ from collections import Counter
 
 import pytest
 from builders import a_job, accepted, loaded, prompts
-from doubles import Lab, ScriptedTeacher, ScriptedTrainer, an_answer, prices_of_a_nano, pumping, until
+from doubles import Lab, ScriptedTeacher, ScriptedTrainer, an_answer, prices_of_a_nano
 from engines import an_engine, in_training, rung
+from pumps import pumping, until
 
 from shared.errors import ProviderUnavailable
 from shared.lifecycle import JobStatus

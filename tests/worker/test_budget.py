@@ -6,8 +6,9 @@ import re
 
 import pytest
 from builders import a_job, a_spec, accepted, loaded, prompts
-from doubles import Lab, ScriptedTeacher, ScriptedTrainer, an_answer, prices_of_a_nano, pumping
+from doubles import Lab, ScriptedTeacher, ScriptedTrainer, an_answer, prices_of_a_nano
 from engines import an_engine, in_training, rung
+from pumps import pumping
 
 from shared.lifecycle import JobStatus, PausedReason
 from shared.models import Budget, Curation, FineTune, Manifest, Split

@@ -8,8 +8,9 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 from builders import a_day_passes, a_job, a_spec, accepted, loaded, prompts
-from doubles import Lab, ScriptedTeacher, an_answer, prices_of_a_nano, pumping
+from doubles import Lab, ScriptedTeacher, an_answer, prices_of_a_nano
 from engines import an_engine
+from pumps import pumping
 
 from shared.lifecycle import JobStatus, PausedReason, Stage
 from shared.models import Curation, FineTune, Manifest, Split, usd

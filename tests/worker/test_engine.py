@@ -7,7 +7,7 @@ import itertools
 import pytest
 import structlog
 from builders import accepted, claimed, loaded, prompts
-from doubles import Flaky, Lab, ScriptedTeacher, ScriptedTrainer, pumping, until
+from doubles import Flaky, Lab, ScriptedTeacher, ScriptedTrainer
 from engines import (
     LOST,
     Killed,
@@ -19,6 +19,7 @@ from engines import (
     the_settings,
     through_crashes,
 )
+from pumps import pumping, until
 
 from shared.errors import ProviderQuotaExhausted, StoreError
 from shared.lifecycle import JobStatus, PausedReason, Stage

@@ -5,9 +5,10 @@ import json
 
 import pytest
 from builders import accepted, loaded, now_ms, prompts
-from doubles import Lab, ScriptedTeacher, an_answer, prices_of_a_nano, pumping, until
+from doubles import Lab, ScriptedTeacher, an_answer, prices_of_a_nano
 from engines import a_whole_job, an_engine, rung
 from msgspec.structs import replace
+from pumps import pumping, until
 
 from shared.deletion import mark_deleted
 from shared.errors import ProviderAuthFailed, ProviderModelMissing

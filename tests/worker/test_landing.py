@@ -6,9 +6,10 @@ from collections import Counter
 
 import pytest
 from builders import TENANT, accepted, loaded, now_ms, prompts
-from doubles import Lab, ScriptedTeacher, ScriptedTrainer, pumping
+from doubles import Lab, ScriptedTeacher, ScriptedTrainer
 from engines import a_whole_job, an_engine, in_training, rung
 from msgspec.structs import replace
+from pumps import pumping
 
 from shared.deletion import mark_deleted
 from shared.errors import ProviderModelMissing

@@ -6,8 +6,9 @@ from collections import Counter
 
 import pytest
 from builders import a_prompt, a_spec, loaded
-from doubles import Lab, ScriptedTeacher, an_answer, flaky, prices_of_a_nano, pumping, until
+from doubles import Lab, ScriptedTeacher, an_answer, flaky, prices_of_a_nano
 from passes import work
+from pumps import pumping, until
 
 from shared.errors import (
     ProviderAuthFailed,

@@ -7,9 +7,10 @@ from collections import Counter
 
 import pytest
 from builders import a_prompt, accepted, loaded, now_ms, prompts
-from doubles import Lab, ScriptedTeacher, prices_of_a_nano, pumping
+from doubles import Lab, ScriptedTeacher, prices_of_a_nano
 from engines import Killed, a_whole_job, an_engine, let_the_lease_run_out, rung
 from msgspec.structs import replace
+from pumps import pumping
 
 from api.content import dataset_lines
 from shared.deletion import mark_deleted

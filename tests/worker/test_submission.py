@@ -8,8 +8,9 @@ import itertools
 import httpx2
 import pytest
 from builders import accepted, loaded, prompts
-from doubles import Lab, ScriptedTeacher, ScriptedTrainer, pumping
+from doubles import Lab, ScriptedTeacher, ScriptedTrainer
 from engines import LOST, Killed, a_whole_job, an_engine, in_training, let_the_lease_run_out, rung, through_crashes
+from pumps import pumping
 
 from sandbox.testing import SandboxProcess
 from shared.errors import ProviderAuthFailed, ProviderQuotaExhausted, ProviderRejected, ProviderTrainingClosed

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import structlog
 from builders import a_job, accepted
-from doubles import until
+from pumps import until
 
 from shared.errors import NewerVersion, StoreError
 from shared.ids import TenantId

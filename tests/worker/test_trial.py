@@ -4,9 +4,10 @@ from collections import Counter
 
 import pytest
 from builders import a_spec, loaded, prompts
-from doubles import Lab, ScriptedTeacher, pumping, until
+from doubles import Lab, ScriptedTeacher
 from msgspec.structs import replace
 from passes import work
+from pumps import pumping, until
 
 from shared.errors import ProviderRejected, ProviderUnavailable
 from shared.models import Curation, Teacher
